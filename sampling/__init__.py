@@ -1,0 +1,1 @@
+"""Generator and tokenizer to images, and how good they are."""

@@ -1,0 +1,1 @@
+"""Lattices and point sets on the sphere, as codebooks."""
