@@ -1,0 +1,246 @@
+"""What is written to disk and read back: model folders, training checkpoints, atomic renames.
+
+A model folder is `config.json` + `model.safetensors`. A training checkpoint is one folder per step
+that appears complete or not at all. Nothing here is ever unpickled without `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "state.pt"
+
+Model = TypeVar("Model", bound="PretrainedModel")
+
+
+class PretrainedModel(nn.Module, ModelHubMixin, ABC):
+    """A module that saves to and loads from a model folder or the Hugging Face Hub.
+
+    `folder_name` is the subfolder this model has inside a run or pipeline folder.
+    """
+
+    folder_name: ClassVar[str]
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """Everything `from_config_dict` needs, as JSON types."""
+
+    @classmethod
+    @abstractmethod
+    def from_config_dict(cls: type[Model], data: dict[str, Any]) -> Model:
+        """A freshly initialised model.
+
+        Raises:
+            ValueError: data that does not describe a model of this class.
+        """
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **hub: Any,
+    ) -> str | None:
+        """Writes the folder; each file is replaced whole, so a crash leaves a loadable model.
+
+        `hub` may hold `commit_message`, `private`, `token`, ... for `push_to_hub`.
+        """
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        # The mixin deletes config.json before it writes, so it gets a folder of its own.
+        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
+            super().save_pretrained(staging, model_card_kwargs=model_card_kwargs)
+            for file in sorted(Path(staging).iterdir(), key=lambda file: file.name == CONFIG_FILE):
+                if file.name != "README.md" or not (target / file.name).exists():
+                    _sync(file)
+                    os.replace(file, target / file.name)
+        if push_to_hub:
+            name = repo_id or target.name
+            return self.push_to_hub(name, model_card_kwargs=model_card_kwargs, **hub)
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        text = json.dumps(self.config_dict(), indent=2)
+        (save_directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        tensors: dict[str, Tensor] = {}
+        storages: set[int] = set()
+        for name, tensor in self.state_dict().items():
+            tensor = tensor.detach().cpu().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            # safetensors refuses tensors that share memory (tied weights): store each once more.
+            tensors[name] = tensor.clone() if storage in storages else tensor
+            storages.add(storage)
+        save_file(tensors, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Model:
+        """Loads from a model folder, a run folder with a `folder_name` subfolder, or a Hub id.
+
+        A local folder never touches the network. The model is returned on the CPU in eval mode.
+
+        Raises:
+            ValueError: no such folder or Hub model; a file that is truncated or does not fit, with
+                the file and the tensors.
+        """
+        source = str(pretrained_model_name_or_path)
+        if not Path(source).is_dir():
+            source = _download(
+                source,
+                patterns=[
+                    prefix + file
+                    for prefix in ("", f"{cls.folder_name}/")
+                    for file in (CONFIG_FILE, WEIGHTS_FILE)
+                ],
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        folder = Path(source)
+        if not (folder / CONFIG_FILE).is_file() and (folder / cls.folder_name).is_dir():
+            folder = folder / cls.folder_name
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} is not a {cls.__name__} folder: {name} is missing")
+        model = _model_from_config(cls, folder / CONFIG_FILE)
+        load_weights(model, folder / WEIGHTS_FILE)
+        return model.eval()
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Copies a safetensors file into a module; every tensor must be there and fit.
+
+    Raises:
+        ValueError: unreadable file; missing, unexpected or mis-shaped tensors, by name.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    own = module.state_dict()
+    problems = [f"{name}: missing from the file" for name in own if name not in tensors]
+    problems += [f"{name}: not a tensor of this model" for name in tensors if name not in own]
+    problems += [
+        f"{name}: shape {tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} here"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(shown))
+    module.load_state_dict(tensors)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that becomes `path` when the block succeeds.
+
+    An exception removes it; a killed process leaves only a `.tmp` folder that nothing reads and the
+    next writer clears. An existing `path` is replaced after the new folder is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    replaced = path.with_name(path.name + ".old.tmp")
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Checkpoints:
+    """The `step_N` folders of a run, each complete: `state.pt` is written before the rename."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps that can be resumed from, ascending."""
+        names = [path.parent.name for path in self.folder.glob(f"step_*/{STATE_FILE}")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def save(self, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
+        """Writes `state`, and only then removes all but the newest `keep` checkpoints."""
+        with atomic_folder(self.path(step)) as folder:
+            torch.save(dict(state), folder / STATE_FILE)
+        for old in self.steps()[: -max(keep, 1)]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+        return self.path(step)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Reads the state of one step onto the CPU.
+
+        Raises:
+            ValueError: damaged file.
+        """
+        file = self.path(step) / STATE_FILE
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"{file} is damaged and cannot be resumed from: {error}") from error
+        return state
+
+
+def _model_from_config(cls: type[Model], path: Path) -> Model:
+    try:
+        return cls.from_config_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a {cls.__name__}: {error}") from error
+
+
+def _download(source: str, *, patterns: list[str], **options: Any) -> str:
+    if Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        raise ValueError(f"{source} is not a folder")
+    try:
+        return str(snapshot_download(source, allow_patterns=patterns, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source!r} is neither a local folder nor a reachable model on the Hub: {error}"
+        ) from error
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb+") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,111 @@
+"""Images between floats in [-1, 1], uint8 and PIL, and labelled grids of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MIN_CELL = 64  # tiny images are enlarged by a whole factor to at least this many pixels
+GUTTER = 2
+FONT_SIZE = 14
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floats in [-1, 1] to uint8 in [0, 255]: rounds half up, clips outside; any shape."""
+    scaled = (images.detach().float() + 1) * 127.5 + 0.5
+    return scaled.floor().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 in [0, 255] to fp32 in [-1, 1]; `to_uint8` is its exact inverse."""
+    return images.float() / 127.5 - 1
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """`(B, 3, H, W)` floats in [-1, 1] or uint8 to a list of B PIL images.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    arrays = rearrange(pixels.cpu(), "b c h w -> b h w c").contiguous().numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+def make_grid(images: Tensor, labels: Sequence[str] | None = None, columns: int = 8) -> Image.Image:
+    """Draws `(B, 3, H, W)` images row by row on white.
+
+    Args:
+        labels: one per row (drawn to its left) or one per image (drawn below it).
+        columns: images per row; the last row may be short.
+
+    Raises:
+        ValueError: no images, fewer than one column, or another number of labels.
+    """
+    tiles = to_pil(images)
+    if not tiles or columns < 1:
+        raise ValueError(f"a grid needs images and columns, got {len(tiles)} and {columns}")
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    if labels is not None and len(labels) not in (rows, len(tiles)):
+        raise ValueError(
+            f"labels must be one per row ({rows}) or per image ({len(tiles)}), got {len(labels)}"
+        )
+    factor = max(1, -(-MIN_CELL // min(tiles[0].size)))
+    width, height = tiles[0].width * factor, tiles[0].height * factor
+    font = ImageFont.load_default(FONT_SIZE)
+    names = [str(label) for label in labels or ()]
+    per_row = bool(names) and len(names) == rows
+    margin = round(max(font.getlength(name) for name in names)) + 3 * GUTTER if per_row else 0
+    caption = FONT_SIZE + 4 if names and not per_row else 0
+    step_x, step_y = width + GUTTER, height + caption + GUTTER
+    canvas = Image.new("RGB", (margin + columns * step_x + GUTTER, rows * step_y + GUTTER), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        left, top = margin + GUTTER + column * step_x, GUTTER + row * step_y
+        canvas.paste(tile.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        if caption:
+            text = _shortened(names[index], font, width)
+            draw.text((left, top + height + 1), text, "black", font)
+    if per_row:
+        for row, name in enumerate(names):
+            middle = GUTTER + row * step_y + height // 2
+            draw.text((GUTTER, middle), name, "black", font, anchor="lm")
+    return canvas
+
+
+def save_grid(
+    images: Tensor,
+    path: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    columns: int = 8,
+) -> None:
+    """Writes `make_grid(images, labels, columns)`; makes parent folders, replaces atomically."""
+    save_image(make_grid(images, labels, columns), path)
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Writes one PIL image under a temporary name and renames it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    image.save(temporary)
+    os.replace(temporary, path)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
