@@ -1,0 +1,182 @@
+"""AdamW groups, the learning rate as a pure function of the step, clipping, and averaged weights.
+
+There is no scheduler object: `set_lr(optimizer, lr_at(config, step, total))` before each optimizer
+step leaves nothing to save.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.config import config_class
+
+WARMDOWN_FRACTION = 0.2
+
+
+@config_class
+class OptimizerConfig:
+    """AdamW with linear warm-up and one of three schedules.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: decoupled decay of matrices and kernels; see `build_optimizer`.
+        warmup_steps: steps of linear rise to `lr`.
+        schedule: "constant"; "cosine" from the end of the warm-up to the last step; "warmdown" is
+            constant, then linear over the last 20 % of the run.
+        final_lr_fraction: where cosine and warmdown end, as a fraction of `lr`.
+        clip_norm: largest global gradient norm; None only measures it.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "warmdown"] = "constant"
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+def lr_at(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of step `step` (from 0) of `total_steps`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    floor = config.final_lr_fraction
+    match config.schedule:
+        case "constant":
+            fraction = 1.0
+        case "cosine":
+            length = max(1, total_steps - config.warmup_steps)
+            progress = min(1.0, (step - config.warmup_steps) / length)
+            fraction = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "warmdown":
+            length = max(1, round(WARMDOWN_FRACTION * total_steps))
+            fraction = floor + (1 - floor) * min(1.0, max(0, total_steps - step) / length)
+    return config.lr * fraction
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Writes `lr` times each group's `lr_scale` (1 where a group has none) into the groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def build_optimizer(
+    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, in at most two groups per `lr_scale`.
+
+    Weight decay is for weights of two or more dimensions. Vectors (biases, gains), `nn.Embedding`
+    tables of a given module, and parameters with the attribute `no_weight_decay = True` get none.
+    A parameter's attribute `lr_scale` multiplies its learning rate.
+
+    Raises:
+        ValueError: nothing to train.
+    """
+    tables: set[int] = set()
+    if isinstance(parameters, nn.Module):
+        embeddings = [m for m in parameters.modules() if isinstance(m, nn.Embedding)]
+        tables = {id(embedding.weight) for embedding in embeddings}
+        parameters = parameters.named_parameters()
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for _, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        exempt = id(parameter) in tables or getattr(parameter, "no_weight_decay", False)
+        decays = parameter.ndim >= 2 and not exempt
+        scale = float(getattr(parameter, "lr_scale", 1.0))
+        groups.setdefault((decays, scale), []).append(parameter)
+    if not groups:
+        raise ValueError("build_optimizer got no parameter that requires a gradient")
+    return torch.optim.AdamW(
+        [
+            {
+                "params": members,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr": config.lr * scale,
+                "lr_scale": scale,
+            }
+            for (decays, scale), members in groups.items()
+        ],
+        betas=config.betas,
+        fused=True,
+    )
+
+
+class NotFiniteError(RuntimeError):
+    """A number that must be finite is not; the message names it."""
+
+
+def clip_gradients(
+    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], max_norm: float | None
+) -> Tensor:
+    """Scales gradients in place so that their global L2 norm is at most `max_norm`.
+
+    Call it after backward and before the optimizer, on every step: it also guards them. Reads the
+    device once.
+
+    Returns:
+        The norm before clipping, a detached fp32 scalar.
+
+    Raises:
+        NotFiniteError: a gradient is NaN or infinite; names the tensors, and changes nothing.
+    """
+    if isinstance(parameters, nn.Module):
+        parameters = parameters.named_parameters()
+    named = [(name, p.grad) for name, p in parameters if p.grad is not None]
+    if not named:
+        return torch.zeros(())
+    gradients = [gradient for _, gradient in named]
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+    total = torch.linalg.vector_norm(norms)
+    if not math.isfinite(float(total)):
+        finite = torch.isfinite(norms).tolist()
+        bad = [name for (name, _), good in zip(named, finite, strict=True) if not good]
+        shown = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+        raise NotFiniteError(f"gradient of {shown or 'all tensors together'} is not finite")
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (total + 1e-6)).clamp(max=1.0))
+    return total.detach()
+
+
+class EMA:
+    """Exponential moving average of a module's weights, in fp32.
+
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so early averages forget the
+    initialisation. Buffers are copied. Give the unwrapped module; it may change device later.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self._module = module
+        self.average: nn.Module = copy.deepcopy(module).float().eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call after each optimizer step with its number, from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        online = list(self._module.parameters())
+        averages = list(self.average.parameters())
+        if online and averages[0].device != online[0].device:
+            self.average.to(online[0].device)
+        torch._foreach_lerp_(averages, [p.detach().float() for p in online], 1 - decay)
+        buffers = zip(self.average.buffers(), self._module.buffers(), strict=True)
+        for average, buffer in buffers:
+            average.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state)
