@@ -1,8 +1,8 @@
 """The protocol of every quantizer: latents `(..., D)` in, codes and int64 indices `(..., G)` out.
 
-Channel-last, float32 inside (autocast is switched off). Only `init_from_data` and `after_step` change
-state; `forward` may add to pending statistics that `after_step` applies, `encode` and `decode` never
-do. Pyramids, gains, projections to D channels and optimizers live elsewhere.
+Channel-last, float32 inside (autocast is switched off). Only `init_from_data` and `after_step`
+change state; `forward` may add to pending statistics that `after_step` applies, `encode` and
+`decode` never do. Pyramids, gains, projections to D channels and optimizers live elsewhere.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Quantized:
     """Result of one quantization.
 
     Args:
-        z_q: `(..., D)` the code's value with the estimator's gradient to z (and, for soft estimators,
-            to the codebook).
+        z_q: `(..., D)` the code's value with the estimator's gradient to z (for soft estimators to
+            the codebook too).
         indices: `(..., G)` int64.
         code: `(..., D)` the same value with the codebook's gradient only; equals `decode(indices)`.
         losses: unweighted scalars to minimise; `Quantizer.total_loss` weighs them.
@@ -49,8 +49,8 @@ class Quantizer(nn.Module, ABC):
         codebook_sizes: number of codes of each of the G codebooks.
         loss_weights: weight of each entry of `Quantized.losses`.
         is_unit_norm: every code lies on the unit sphere.
-        is_bounded: codes have a fixed scale and cannot follow the latent's; residual pyramids need a
-            gain per scale.
+        is_bounded: codes have a fixed scale and cannot follow the latent's; residual pyramids need
+            a gain per scale.
         has_learned_codebook: codes change during training.
 
     `reduce_mean` averages a tensor over processes (differentiable) and `gather` joins their rows
@@ -197,7 +197,7 @@ def process_gather(rows: Tensor) -> Tensor:
 
 
 def connect_processes(module: nn.Module) -> None:
-    """Gives every quantizer inside `module` the collectives of the default process group, if any."""
+    """Gives every quantizer in `module` the collectives of the process group, if there is one."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     for child in module.modules():

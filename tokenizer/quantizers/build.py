@@ -1,4 +1,4 @@
-"""From a config to a quantizer: the tagged union of all kinds and the one place that builds them."""
+"""From a config to a quantizer: the tagged union of all kinds and their only builder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,28 @@ from pydantic import Field
 
 from common.config import config_class, from_dict
 from tokenizer.quantizers.base import Quantizer
+from tokenizer.quantizers.binary import BinaryQuantizer, BSQConfig, LFQConfig
+from tokenizer.quantizers.ema import EMAConfig, EMAVectorQuantizer
+from tokenizer.quantizers.fsq import FSQ, FSQConfig
+from tokenizer.quantizers.gsq import GroupedSphericalQuantizer, GSQConfig
+from tokenizer.quantizers.lgq import LGQ, LGQConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.spherical import LeechConfig, SphericalConfig, SphericalQuantizer
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
-QuantizerConfig = Annotated[LeechConfig | SphericalConfig, Field(discriminator="kind")]
+QuantizerConfig = Annotated[
+    LeechConfig
+    | SphericalConfig
+    | BSQConfig
+    | LFQConfig
+    | FSQConfig
+    | VQConfig
+    | EMAConfig
+    | SimVQConfig
+    | GSQConfig
+    | LGQConfig,
+    Field(discriminator="kind"),
+]
 
 
 def build_quantizer(config: QuantizerConfig | Mapping[str, Any]) -> Quantizer:
@@ -21,14 +40,37 @@ def build_quantizer(config: QuantizerConfig | Mapping[str, Any]) -> Quantizer:
         ValueError: a mapping with an unknown kind or field, or a value out of range.
     """
     if isinstance(config, Mapping):
-        config = from_dict(_Tagged, {"quantizer": config}).quantizer
+        config = quantizer_config(config)
     match config:
         case LeechConfig() | SphericalConfig():
             return SphericalQuantizer(config)
+        case BSQConfig() | LFQConfig():
+            return BinaryQuantizer(config)
+        case FSQConfig():
+            return FSQ(config)
+        case VQConfig():
+            return VectorQuantizer(config)
+        case EMAConfig():
+            return EMAVectorQuantizer(config)
+        case SimVQConfig():
+            return SimVQ(config)
+        case GSQConfig():
+            return GroupedSphericalQuantizer(config)
+        case LGQConfig():
+            return LGQ(config)
         case _:
             raise ValueError(f"quantizer: no builder for {type(config).__name__}")
 
 
+def quantizer_config(data: Mapping[str, Any]) -> QuantizerConfig:
+    """Validates a mapping such as `{"kind": "gsq", "groups": 2}`.
+
+    Raises:
+        ValueError: every problem, one line each.
+    """
+    return from_dict(_QuantizerField, {"quantizer": dict(data)}).quantizer
+
+
 @config_class
-class _Tagged:
+class _QuantizerField:
     quantizer: QuantizerConfig

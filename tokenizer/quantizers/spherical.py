@@ -1,7 +1,7 @@
-"""Fixed codes on the unit sphere: Λ24-SQ (the Leech lattice's first shell) and any other point set.
+"""Fixed codes on the unit sphere: Λ24-SQ (the Leech lattice's first shell) and other point sets.
 
-The index is that of the largest inner product, which does not depend on the latent's norm; the norm is
-owned by whoever feeds the quantizer (a bottleneck or the pyramid's gains).
+The index is that of the largest inner product, which does not depend on the latent's norm; the norm
+is owned by whoever feeds the quantizer (a bottleneck or the pyramid's gains).
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""Vector quantization with a table learned by gradient (VQ-VAE, arXiv 1711.00937).
+
+Look-up by distance, or by angle between normalised latents and codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.config import config_class
+from tokenizer.quantizers.base import Quantized, Quantizer, unit
+from tokenizer.quantizers.codebooks import (
+    Estimator,
+    check_table,
+    codebook_losses,
+    data_codes,
+    estimate,
+    nearest_code,
+    random_codes,
+    table_parameter,
+)
+
+
+@config_class
+class VQConfig:
+    """Learned codebook.
+
+    Args:
+        cosine: look up by angle; latents and codes are normalised, gradients pass through that.
+        estimator: gradient from the code to the latent.
+        kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows of the data.
+        seed: of the random initial codes and of k-means.
+    """
+
+    kind: Literal["vq"] = "vq"
+    dim: int = 32
+    codebook_size: int = 16384
+    cosine: bool = False
+    estimator: Estimator = "straight_through"
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    kmeans_iterations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_table(self.dim, self.codebook_size)
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest row of a learned table `(K, D)`. Losses: `codebook` and `commitment`."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__(
+            config.dim,
+            (config.codebook_size,),
+            loss_weights={
+                "codebook": config.codebook_weight,
+                "commitment": config.commitment_weight,
+            },
+            is_unit_norm=config.cosine,
+            is_bounded=config.cosine,
+            has_learned_codebook=True,
+        )
+        self.config = config
+        self.codebook = table_parameter(random_codes(config.codebook_size, config.dim, config.seed))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.initialized: Tensor
+
+    @torch.no_grad()
+    def init_from_data(self, z: Tensor) -> None:
+        if self.initialized:
+            return
+        config = self.config
+        codes = data_codes(
+            self,
+            z,
+            iterations=config.kmeans_iterations,
+            seed=config.seed,
+            spherical=config.cosine,
+        )
+        self.codebook.copy_(codes)
+        self.initialized.fill_(True)
+
+    def _quantize(self, z: Tensor) -> Quantized:
+        indices = self._encode(z.detach())
+        code = self._decode(indices)
+        path = unit(z) if self.config.cosine else z
+        z_q = estimate(self.config.estimator, code, path)
+        return Quantized(z_q, indices, code, codebook_losses(path, code), {})
+
+    def _encode(self, z: Tensor) -> Tensor:
+        z = unit(z) if self.config.cosine else z
+        return nearest_code(z, self._table().detach()).unsqueeze(-1)
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices.squeeze(-1), self._table())
+
+    def _table(self) -> Tensor:
+        table = self.codebook.float()
+        return unit(table) if self.config.cosine else table
