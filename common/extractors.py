@@ -9,20 +9,14 @@ different extractors, or of one extractor at different sizes, are never comparab
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 import torch_fidelity
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -34,10 +28,8 @@ from common.features import (
     fuse_batch_norms,
     load_tensors,
 )
-from common.metrics import FeatureStats, MomentAccumulator
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
-CACHE_FORMAT = 1
 INCEPTION_WEIGHTS = "inception-2015-12-05-6726825d"  # torch-fidelity's download
 
 
@@ -167,144 +159,6 @@ def _create(name: str, layers: list[str], options: dict[str, Any]) -> FeatureExt
 
 def _file_hash(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-class ImageSource(Protocol):
-    """Images by number, such as `common.data.ImageDataset`."""
-
-    def __len__(self) -> int: ...
-
-    def images_uint8(self, indices: Tensor) -> Tensor:
-        """Images `(N, 3, H, W)` uint8, the same at every call."""
-
-
-@dataclass(frozen=True)
-class TensorImages:
-    """An `ImageSource` of uint8 images `(N, 3, H, W)` in memory."""
-
-    images: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def images_uint8(self, indices: Tensor) -> Tensor:
-        return self.images[indices]
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features of a set of images.
-
-    Args:
-        stats: mean and covariance over all images.
-        pooled: `(M, D)` features of all images, or of some spread evenly over the set.
-        logits: `(N, K)`, or None for extractors without classes and for references.
-    """
-
-    stats: FeatureStats
-    pooled: Tensor
-    logits: Tensor | None
-
-
-def extract_features(batches: Iterable[Tensor], extractor: FeatureExtractor) -> FeatureSet:
-    """Features of a stream of uint8 batches, all of them kept."""
-    return collect_features(extractor(batch) for batch in batches)
-
-
-def collect_features(batches: Iterable[ImageFeatures]) -> FeatureSet:
-    """Joins the features of batches."""
-    parts = list(batches)
-    moments = MomentAccumulator()
-    for part in parts:
-        moments.update(part.pooled)
-    stats = moments.stats()
-    logits = [part.logits for part in parts if part.logits is not None]
-    pooled = torch.cat([part.pooled for part in parts])
-    return FeatureSet(stats, pooled, torch.cat(logits) if logits else None)
-
-
-def reference_features(
-    source: ImageSource,
-    extractor: FeatureExtractor,
-    *,
-    batch_size: int,
-    max_kept: int = 10_000,
-    cache: Path | None = None,
-) -> FeatureSet:
-    """Statistics of all images and the features of `max_kept` of them, spread evenly.
-
-    Args:
-        cache: folder of earlier results, found by the hash of the pixels, the extractor and
-            `max_kept`, so a changed data set is never met with stale numbers; None for no cache.
-    """
-    if len(source) < 2:
-        raise ValueError(f"the reference needs at least 2 images, got {len(source)}")
-    if cache is None:
-        return _reference_features(source, extractor, batch_size, max_kept)
-    key = _content_hash(source, extractor, max_kept)
-    path = cache / "features" / f"{key}.safetensors"
-    found = _read_cache(path)
-    if found is None:
-        found = _reference_features(source, extractor, batch_size, max_kept)
-        _write_cache(path, found)
-    return found
-
-
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/lambda24`, by default `~/.cache/lambda24`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "lambda24"
-
-
-def _batches(source: ImageSource, batch_size: int) -> Iterator[Tensor]:
-    for indices in torch.arange(len(source)).split(batch_size):
-        yield source.images_uint8(indices)
-
-
-def _reference_features(
-    source: ImageSource, extractor: FeatureExtractor, batch_size: int, max_kept: int
-) -> FeatureSet:
-    num_kept = min(max_kept, len(source))
-    is_kept = torch.zeros(len(source), dtype=torch.bool)
-    is_kept[torch.arange(num_kept) * len(source) // num_kept] = True
-    moments, kept, start = MomentAccumulator(), [], 0
-    for batch in _batches(source, batch_size):
-        pooled = extractor(batch).pooled
-        moments.update(pooled)
-        kept.append(pooled[is_kept[start : start + len(batch)]])
-        start += len(batch)
-    return FeatureSet(moments.stats(), torch.cat(kept), None)
-
-
-def _content_hash(source: ImageSource, extractor: FeatureExtractor, max_kept: int) -> str:
-    protocol = {"format": CACHE_FORMAT, "extractor": extractor.identity, "max_kept": max_kept}
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode())
-    for batch in _batches(source, 512):
-        digest.update(f"{tuple(batch.shape[1:])}".encode())
-        digest.update(batch.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read_cache(path: Path) -> FeatureSet | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = ("mean", "covariance", "pooled", "count")
-            mean, covariance, pooled, count = (file.get_tensor(name) for name in names)
-    except SafetensorError as error:
-        warnings.warn(f"ignoring the unreadable cache file {path}: {error}", stacklevel=2)
-        return None
-    return FeatureSet(FeatureStats(mean, covariance, int(count)), pooled, None)
-
-
-def _write_cache(path: Path, features: FeatureSet) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}")
-    stats = features.stats
-    tensors = {"mean": stats.mean, "covariance": stats.covariance, "pooled": features.pooled}
-    save_file(tensors | {"count": torch.tensor(stats.count)}, temporary)
-    os.replace(temporary, path)
 
 
 def register_extractors() -> None:

@@ -6,8 +6,14 @@ coverage are added in the same style. Nothing here knows where images or feature
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -267,3 +273,18 @@ def bootstrap_error(
         for _ in range(num_resamples)
     ]
     return float(np.std(values, ddof=1))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a metric can depend on, for protocols."""
+    names = ("torch", "torch-fidelity", "timm", "numpy")
+    return {name: version(name) for name in names}
+
+
+def save_metrics(metrics: Mapping[str, Any], path: str | Path) -> None:
+    """Writes metrics as JSON under a temporary name and renames it; makes parent folders."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
