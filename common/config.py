@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -86,8 +86,6 @@ def read_yaml_text(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # none of YAML 1.1's
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -99,8 +97,6 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # none of YAML 1.1's
-
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -110,6 +106,8 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, 16) if "x" in text else int(text)
 
 
+_Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {}
 # PyYAML implements YAML 1.1, where 1e-3 is a string, 010 is eight and 16:9 is 969.
 for _tag, _pattern, _first in (
     ("bool", r"true|True|false|False", "tTfF"),

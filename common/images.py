@@ -1,19 +1,66 @@
-"""Images between floats in [-1, 1], uint8 and PIL, and labelled grids of them."""
+"""Images between files, PIL, uint8 and floats in [-1, 1], and labelled grids of them."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 MIN_CELL = 64  # tiny images are enlarged by a whole factor to at least this many pixels
 GUTTER = 2
 FONT_SIZE = 14
+
+
+class UnreadableImageError(ValueError):
+    """An image file is missing, truncated or in no known format."""
+
+
+def decode_rgb(source: bytes | str) -> Image.Image:
+    """Decodes a file's bytes, or the file at a path, to RGB.
+
+    Grey, palette and CMYK images are converted, 16-bit grey keeps its high byte, transparency is
+    laid on white, and an EXIF orientation is applied.
+
+    Raises:
+        UnreadableImageError: with the decoder's reason.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return _as_rgb(image)
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info and "exif" not in image.info:
+        return image.copy()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    return image.convert("RGB")
+
+
+def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+    """Keeps the aspect ratio; Lanczos (antialiased) down, bilinear up, untouched when it fits."""
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter == size:
+        return image
+    target = (max(size, round(width * size / shorter)), max(size, round(height * size / shorter)))
+    down = Image.Resampling.LANCZOS
+    return image.resize(target, down if shorter > size else Image.Resampling.BILINEAR)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class EMA:
         """Call after each optimizer step with its number, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         online = list(self._module.parameters())
-        averages = list(self.average.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
         if online and averages[0].device != online[0].device:
             self.average.to(online[0].device)
         torch._foreach_lerp_(averages, [p.detach().float() for p in online], 1 - decay)

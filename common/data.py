@@ -1,0 +1,249 @@
+"""Labelled image datasets: a Hub name, a folder of parquet files, class folders, or "digits".
+
+Images are read lazily as bytes and decoded once (kept as uint8 when the whole transformed set is
+small) or on demand. What happens to a sample depends on its key alone; the order is `batches`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common.batches import Batch, RawBatch, build_loader, hash_integers, uniform_from_keys
+from common.config import config_class
+from common.images import UnreadableImageError, from_uint8, resize_shorter_side
+from common.sources import Table, open_source
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "ImageDataset",
+    "Sample",
+    "build_loader",
+    "load_dataset",
+    "uniform_from_keys",
+]
+
+logger = logging.getLogger(__name__)
+
+CACHE_BYTES = 512 * 2**20
+EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
+FLIP_STREAM, CROP_STREAM = -1, -2
+
+
+@config_class
+class DataConfig:
+    """What to read and how to cut it.
+
+    Args:
+        path: "digits", a folder of class folders, a folder with parquet files, or a Hub dataset.
+        split: training split.
+        eval_split: None takes a validation or test split if there is one, else holds out
+            `eval_fraction` of `split`, stratified by class.
+        image_size: side of the square crop, in pixels.
+        flip: mirror half of the training images.
+        crop: where training crops are taken; evaluation always takes the centre.
+        resize: the shorter side becomes `resize * image_size` before the crop; None: no resizing,
+            and an image smaller than the crop is an error.
+        image_key: image column; None detects it.
+        label_key: label column; None detects it.
+        num_workers: processes that decode.
+        max_images: use only so many images of each split, a fixed random choice.
+    """
+
+    path: str = "digits"
+    split: str = "train"
+    eval_split: str | None = None
+    image_size: Annotated[int, Field(ge=1)] = 32
+    flip: bool = False
+    crop: Literal["center", "random"] = "center"
+    resize: Annotated[float, Field(ge=1)] | None = 1.0
+    image_key: str | None = None
+    label_key: str | None = None
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    max_images: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image `(3, H, W)` fp32 in [-1, 1], its label and its key."""
+
+    image: Tensor
+    label: int
+    key: int
+
+
+def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
+    """Opens the training or the evaluation images; both share `label_names`.
+
+    Raises:
+        ValueError: no such data, split or column, no images, or labels out of range.
+    """
+    source = open_source(config.path)
+    split, held_out = config.split, None
+    source.check_split("split", split)
+    if config.eval_split is not None:
+        source.check_split("eval_split", config.eval_split)
+        split = split if train else config.eval_split
+    else:
+        others = [name for name in EVAL_SPLITS if name in source.splits and name != split]
+        if others:
+            split = split if train else others[0]
+        else:
+            held_out = not train
+    table = source.table(split, config.split, config.image_key, config.label_key)
+    rows = np.arange(len(table.labels))
+    if held_out is not None:
+        rows = rows[stratified(table.labels, config.eval_fraction) == held_out]
+    if config.max_images is not None and len(rows) > config.max_images:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[: config.max_images])
+    if not len(rows):
+        part = "train" if train else "evaluate"
+        raise ValueError(
+            f"data.path {config.path!r} has {len(table.labels)} images in split {split!r}, "
+            f"which leaves none to {part} on"
+        )
+    return ImageDataset(table, rows, config, augment=train)
+
+
+def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Which of `labels (N,)` to hold out: boolean `(N,)`, floor(fraction * N) of them True.
+
+    Every class gives its share to within one image; which images is a fixed random choice.
+    """
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    # Equally spaced places of a list sorted by class; the epsilon is for 0.2 * 5 < 1.
+    steps = np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[by_class] = np.diff(steps) > 0
+    return mask
+
+
+class ImageDataset(Dataset[Sample]):
+    """Square images with labels; made by `load_dataset`.
+
+    An image that cannot be decoded is counted, and the next readable one stands in for it. Decoded
+    images are kept as uint8 when crops are fixed and the whole set takes at most 512 MiB.
+    """
+
+    def __init__(
+        self, table: Table, rows: np.ndarray, config: DataConfig, *, augment: bool
+    ) -> None:
+        self.config = config
+        self.label_names = table.label_names
+        self.labels = torch.from_numpy(table.labels[rows])  # (N,) int64
+        self._table, self._rows = table, rows
+        self._flip = augment and config.flip
+        self._random_crop = augment and config.crop == "random"
+        self._stand_ins: dict[int, int] = {}
+        shape = (len(rows), 3, config.image_size, config.image_size)
+        keep = not self._random_crop and math.prod(shape) <= CACHE_BYTES
+        self._cache = torch.empty(shape, dtype=torch.uint8) if keep else None
+        self._cached = torch.zeros(len(rows) if keep else 0, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+    @property
+    def num_skipped(self) -> int:
+        """Images found unreadable so far."""
+        return len(self._stand_ins)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content: sizes, names, all labels and sixteen images."""
+        spread = np.linspace(0, len(self) - 1, num=min(16, len(self))).astype(int).tolist()
+        digest = hashlib.sha1(repr((len(self), self.label_names, self.config.resize)).encode())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update(self.images_uint8(spread).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        """The sample of (epoch, index) under seed 0."""
+        epoch, index = place
+        raw = self.read([index], hash_integers(torch.tensor([0]), epoch, index))
+        return Sample(from_uint8(raw.images[0]), int(raw.labels[0]), int(raw.keys[0]))
+
+    def images_uint8(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """`(N, 3, H, W)` uint8 as evaluation sees them: centre crop, no flip."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self._images(chosen.tolist(), [None] * len(chosen))
+
+    def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
+        """Augmented samples of one batch, from their keys `(B,)`; runs in the workers."""
+        corners: list[list[float]] | list[None] = [None] * len(indices)
+        if self._random_crop:
+            corners = uniform_from_keys(keys, CROP_STREAM, (2,)).tolist()
+        images = self._images(indices, corners)
+        if self._flip:
+            mirrored = uniform_from_keys(keys, FLIP_STREAM) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        found = [self._stand_ins.get(index, index) for index in indices]
+        return RawBatch(images, self.labels[found], keys, dict(self._stand_ins))
+
+    def note_stand_ins(self, stand_ins: Mapping[int, int]) -> None:
+        """Takes over what a worker found unreadable."""
+        self._stand_ins.update(stand_ins)
+
+    def _images(self, indices: Sequence[int], corners: Sequence[Sequence[float] | None]) -> Tensor:
+        if self._cache is None:
+            pairs = zip(indices, corners, strict=True)
+            return torch.stack([self._readable(index, corner) for index, corner in pairs])
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        for index in chosen[~self._cached[chosen]].tolist():
+            self._cache[index] = self._readable(index, None)
+            self._cached[index] = True
+        return self._cache[chosen]
+
+    def _readable(self, index: int, corner: Sequence[float] | None) -> Tensor:
+        """Pixels of the first readable image from `index` on."""
+        unreadable: list[int] = []
+        for candidate in [*range(self._stand_ins.get(index, index), len(self)), *range(index)]:
+            try:
+                pixels = self._pixels(candidate, corner)
+            except UnreadableImageError as error:
+                if not self._stand_ins and not unreadable:
+                    row = int(self._rows[candidate])
+                    logger.warning("image %d is unreadable, the next stands in: %s", row, error)
+                unreadable.append(candidate)
+                continue
+            self._stand_ins.update(dict.fromkeys(unreadable, candidate))
+            return pixels
+        raise ValueError(f"data.path {self.config.path!r}: none of {len(self)} images is readable")
+
+    def _pixels(self, index: int, corner: Sequence[float] | None = None) -> Tensor:
+        """(3, H, W) uint8; `corner` (2,) in [0, 1) places the crop, None centres it."""
+        row, size = int(self._rows[index]), self.config.image_size
+        image = self._table.image(row)
+        if self.config.resize is not None:
+            image = resize_shorter_side(image, round(self.config.resize * size))
+        if min(image.size) < size:
+            raise ValueError(
+                f"image {row} of data.path {self.config.path!r} is {image.width} x {image.height} "
+                f"pixels, smaller than image_size {size}; set data.resize to enlarge it"
+            )
+        spare_x, spare_y = image.width - size, image.height - size
+        left, top = spare_x // 2, spare_y // 2
+        if corner is not None:
+            left, top = int(corner[0] * (spare_x + 1)), int(corner[1] * (spare_y + 1))
+        if spare_x or spare_y:
+            image = image.crop((left, top, left + size, top + size))
+        return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
