@@ -1,0 +1,167 @@
+"""The transformer block: cosine attention and MLP, each modulated by the class (AdaLN).
+
+x + gamma * f(LN(x) * (1 + scale) + shift), as in VAR (arXiv 2404.02905) and Infinity (2412.04431).
+
+Shapes: B images, n tokens, W width, H heads, D head channels.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from generator.cache import KVCache
+from generator.embeddings import rotate
+
+MAX_LOG_TEMPERATURE = math.log(100)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm without parameters, then the class's scale and shift (B, 1, W)."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, normed, 1 + scale)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with optional cosine similarity and rotary positions.
+
+    Cosine attention: q and k have unit length, logits are multiplied by a learned temperature a head
+    (starts at 4, at most 100). q and v have biases, k none: a constant added to all keys moves no
+    softmax.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = width // num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.log_temperature: nn.Parameter | None = None
+        if qk_norm:
+            self.log_temperature = nn.Parameter(torch.full((num_heads,), math.log(4)))
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None, mask: Any, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """x (B, n, W); `rope` (2, n, D/2) or None; `mask` boolean (n, n), BlockMask or None."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=self.num_heads)
+        q, k = self._position(q, k, rope)
+        q, k, v = (rearrange(part, "b n h d -> b h n d") for part in (q.to(v), k.to(v), v))
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            q = q.to(k.dtype)
+        scale = 1.0 if self.log_temperature is not None else self.head_dim**-0.5
+        out = attend(q, k, v, mask, scale)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+    def _position(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normalises and rotates q and k (B, n, H, D) in fp32; the caller casts back."""
+        with torch.autocast(q.device.type, enabled=False):
+            if self.log_temperature is not None:
+                temperature = self.log_temperature.clamp(max=MAX_LOG_TEMPERATURE).exp()
+                q = F.normalize(q.float(), dim=-1) * temperature[:, None]
+                k = F.normalize(k.float(), dim=-1)
+            if rope is not None:
+                q, k = rotate(q, rope), rotate(k, rope)
+        return q, k
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
+    """Softmax attention (B, H, n, D); `mask` is boolean (n, n), a FlexAttention BlockMask or None."""
+    if mask is not None and not isinstance(mask, Tensor):
+        return _flex_attention()(q, k, v, block_mask=mask, scale=scale)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        return _plain_attention(q, k, v, mask, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Two batched matrix products. PyTorch's fused CPU kernel is 4 times slower in bf16 backward."""
+    scores = torch.matmul(q * scale if scale != 1 else q, k.transpose(-1, -2))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(dim=-1), v)
+
+
+@cache
+def _flex_attention() -> Any:
+    """CUDA only, not run on a GPU by the authors. Uncompiled it would build the score matrix."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a tanh-approximated GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and MLP under AdaLN.
+
+    Args:
+        shared_adaln: the six vectors come from one linear layer of the network plus this block's
+            learned table; otherwise from this block's own linear layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float,
+        qk_norm: bool,
+        shared_adaln: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, num_heads, qk_norm=qk_norm)
+        self.mlp = FeedForward(width, round(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.adaln_table: nn.Parameter | None = None
+        self.adaln: nn.Linear | None = None
+        if shared_adaln:
+            self.adaln_table = nn.Parameter(torch.empty(6, width))
+        else:
+            self.adaln = nn.Linear(width, 6 * width)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        rope: Tensor | None,
+        mask: Any,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """x (B, n, W); `condition` is SiLU(class) (B, W), or the shared vectors (B, 6, W)."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = self._vectors(condition, x.dtype)
+        attended = self.attention(modulate(x, scale1, shift1), rope, mask, cache, layer)
+        x = torch.addcmul(x, self.drop_path(attended), gamma1)
+        return torch.addcmul(x, self.drop_path(self.mlp(modulate(x, scale2, shift2))), gamma2)
+
+    def _vectors(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        with torch.autocast(condition.device.type, enabled=False):
+            if self.adaln is not None:
+                vectors = rearrange(self.adaln(condition), "b (v w) -> b v w", v=6)
+            else:
+                vectors = condition + self.adaln_table
+        return vectors.to(dtype).unsqueeze(2).unbind(1)  # six (B, 1, W)

@@ -1,0 +1,105 @@
+"""KVCache: keys and values of the scales generated so far, preallocated for the whole pyramid.
+
+The cache is passed to the generator's `forward`, which appends one whole scale a call; no module
+keeps a mode or a copy. `first(n)` is a view of the leading images, which lets the sampler drop the
+unconditional half of a batch once guidance has ended.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenizer.tokens import TokenSpec
+
+
+class KVCache:
+    """Slots for `num_layers` x (B, heads, L, head_dim) keys and values.
+
+    Args:
+        spec: its scale boundaries are the only lengths the cache can have.
+        num_layers: attention layers.
+        batch_size: images B.
+        num_heads: heads a layer.
+        head_dim: channels a head.
+    """
+
+    def __init__(
+        self,
+        spec: TokenSpec,
+        *,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (num_layers, batch_size, num_heads, spec.length, head_dim)
+        self.spec = spec
+        self.scale = 0
+        self._keys = torch.empty(shape, dtype=dtype, device=device)
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def length(self) -> int:
+        """Positions filled: a scale boundary."""
+        return self.spec.offsets[self.scale]
+
+    @property
+    def batch_size(self) -> int:
+        return self._keys.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._keys.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this view's slots."""
+        return 2 * self._keys.numel() * self._keys.element_size()
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the next scale's keys and values (B, heads, n, head_dim) of one layer.
+
+        Returns:
+            Views (B, heads, length + n, head_dim) of everything cached including these. The length
+            itself moves in `advance`, once all layers have appended.
+
+        Raises:
+            ValueError: all scales are cached, or the shape is not the next scale's.
+        """
+        if self.scale >= self.spec.num_scales:
+            raise ValueError(f"the cache holds all {self.spec.num_scales} scales, got one more")
+        start, stop = self.length, self.spec.offsets[self.scale + 1]
+        slots = self._keys[layer, :, :, start:stop]
+        if keys.shape != slots.shape or values.shape != slots.shape:
+            raise ValueError(
+                f"keys and values of scale {self.scale} must be {tuple(slots.shape)}, "
+                f"got {tuple(keys.shape)} and {tuple(values.shape)}"
+            )
+        slots.copy_(keys)
+        self._values[layer, :, :, start:stop].copy_(values)
+        return self._keys[layer, :, :, :stop], self._values[layer, :, :, :stop]
+
+    def advance(self) -> None:
+        """Marks the next scale as cached."""
+        self.scale += 1
+
+    def reset(self) -> None:
+        """Empties the cache for another batch of the same size; memory stays."""
+        self.scale = 0
+
+    def first(self, batch_size: int) -> KVCache:
+        """The leading images' cache at its current length, sharing memory.
+
+        Raises:
+            ValueError: more images than the cache has.
+        """
+        if not 1 <= batch_size <= self.batch_size:
+            raise ValueError(f"batch_size must be in [1, {self.batch_size}], got {batch_size}")
+        view = KVCache.__new__(KVCache)
+        view.spec, view.scale = self.spec, self.scale
+        view._keys = self._keys[:, :batch_size]
+        view._values = self._values[:, :batch_size]
+        return view

@@ -1,0 +1,50 @@
+"""Who may attend to whom: a token sees its own scale and all coarser ones.
+
+Training over all scales at once needs this mask; step-by-step sampling with a KV cache does not (what is
+cached is coarser, and inside a scale attention is full). Dense boolean masks serve SDPA everywhere;
+on CUDA long pyramids use FlexAttention, which skips the empty blocks. The CUDA branch has not been
+run by the authors: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenizer.tokens import TokenSpec
+
+# Below this length the dense mask costs less than compiling FlexAttention saves.
+FLEX_MIN_LENGTH = 512
+
+
+def scale_ids(spec: TokenSpec) -> Tensor:
+    """Index of the scale of each flat position, int64 (L,)."""
+    return torch.repeat_interleave(torch.arange(spec.num_scales), torch.tensor(spec.scale_lengths))
+
+
+def block_causal_mask(spec: TokenSpec) -> Tensor:
+    """Boolean (L, L), rows are queries; True where attention is allowed."""
+    ids = scale_ids(spec)
+    return ids[:, None] >= ids[None, :]
+
+
+def wants_flex_attention(spec: TokenSpec, device: torch.device) -> bool:
+    """Whether the FlexAttention kernel should replace SDPA with a dense mask."""
+    if device.type != "cuda" or spec.length < FLEX_MIN_LENGTH:
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
+def flex_block_mask(spec: TokenSpec, device: torch.device) -> Any:
+    """The same mask as a FlexAttention `BlockMask`. Not run on a GPU by the authors."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ids = scale_ids(spec).to(device)
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return ids[query] >= ids[key]
+
+    return create_block_mask(allowed, None, None, spec.length, spec.length, device=str(device))

@@ -1,0 +1,302 @@
+"""NextScaleGenerator: a transformer that predicts all tokens of the next scale from the coarser ones.
+
+Class embedding = start token and AdaLN condition; the inputs of later scales are linear maps of the
+interpolated cumulative latent; attention is causal between scales and full inside one. With
+`position="rope2d"` it is Infinity-CC's architecture, with "learned" VAR's. It stops at hidden states: a
+head turns them into a loss or a distribution.
+
+Shapes: B images, L tokens of a pyramid, n tokens of a call, C code channels, W width, S scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.checkpoint import PretrainedModel
+from common.config import config_class, from_dict, to_dict
+from generator.blocks import Block, modulate
+from generator.cache import KVCache
+from generator.embeddings import RopeGrid, rope_table
+from generator.heads import HeadConfig, LatticeHeadConfig, build_head
+from generator.masks import block_causal_mask, flex_block_mask, scale_ids, wants_flex_attention
+from tokenizer.tokens import TokenSpec
+
+
+@config_class
+class GeneratorConfig:
+    """Everything that fixes a generator's shape, next to the `TokenSpec`.
+
+    `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma; VAR
+    lowers the second with depth.
+
+    Raises:
+        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot split.
+    """
+
+    depth: int
+    width: int
+    num_heads: int
+    num_classes: int
+    head: HeadConfig = LatticeHeadConfig()
+    mlp_ratio: float = 4.0
+    position: Literal["rope2d", "learned"] = "rope2d"
+    rope_theta: float = 10_000.0
+    rope_grid: RopeGrid = "centers"
+    adaln: Literal["shared", "per_block"] = "per_block"
+    qk_norm: bool = True
+    drop_path: float = 0.0
+    adaln_init: float = 1e-3
+    gamma_init: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "num_heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
+        head_dim = self.width // self.num_heads
+        if self.position == "rope2d" and head_dim % 4:
+            raise ValueError(
+                f"rope2d needs width / num_heads divisible by 4, got "
+                f"{self.width} / {self.num_heads} = {head_dim}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+
+class NextScaleGenerator(PretrainedModel):
+    """Class and coarser scales in, hidden states of the next scale out.
+
+    Args:
+        config: shape of the network.
+        spec: the pyramid it generates.
+        label_names: names of the classes in order, or nothing; travels with the weights.
+
+    Raises:
+        ValueError: `label_names` that are not `num_classes` many.
+    """
+
+    folder_name: ClassVar[str] = "generator"
+
+    def __init__(
+        self, config: GeneratorConfig, spec: TokenSpec, label_names: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        if label_names and len(label_names) != config.num_classes:
+            raise ValueError(
+                f"label_names must have num_classes {config.num_classes} entries, "
+                f"got {len(label_names)}"
+            )
+        self.config = config
+        self.spec = spec
+        self.label_names = tuple(label_names)
+        width = config.width
+        # The last row is the null class of guidance.
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.start = _table(spec.scale_lengths[0], width)
+        self.level_embedding = nn.Embedding(spec.num_scales, width)
+        self.input_projection = nn.Linear(spec.code_dim, width)
+        self.position_table: nn.Parameter | None = None
+        if config.position == "learned":
+            self.position_table = _table(spec.length, width)
+        else:
+            table = rope_table(
+                spec, width // config.num_heads, theta=config.rope_theta, grid=config.rope_grid
+            )
+            self.register_buffer("rope", table, persistent=False)
+        self.register_buffer("level_ids", scale_ids(spec), persistent=False)
+        self.register_buffer("mask", block_causal_mask(spec), persistent=False)
+        self._flex_masks: dict[torch.device, Any] = {}
+        shared = config.adaln == "shared"
+        self.shared_adaln = nn.Linear(width, 6 * width) if shared else None
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                qk_norm=config.qk_norm,
+                shared_adaln=shared,
+                drop_path=config.drop_path * i / max(1, config.depth - 1),
+            )
+            for i in range(config.depth)
+        )
+        self.head_adaln = nn.Linear(width, 2 * width)
+        self._initialize()
+        self.head = build_head(config.head, width, spec)
+
+    @property
+    def num_classes(self) -> int:
+        """Real classes; this number itself is the null label."""
+        return self.config.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.start.device
+
+    def forward(self, inputs: Tensor, labels: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, n, W), fp32, after the class-modulated final norm.
+
+        Args:
+            inputs: (B, n, C), the latent so far on each scale's grid; all L positions without a cache,
+                exactly the next scale's with one. The first scale's values are not read.
+            labels: (B,) int64 in [0, num_classes]; num_classes is the null class.
+            cache: keys and values of the earlier scales; extended by this one.
+
+        Raises:
+            ValueError: another length or channel count, or (on CPU, where looking costs nothing)
+                labels out of range.
+        """
+        start, stop = self._span(inputs, labels, cache)
+        if inputs.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_labels(labels, self.num_classes)
+        condition = self.class_embedding(labels)  # (B, W)
+        x = self._embed(inputs, condition, start)
+        rope = None if self.config.position == "learned" else self.rope[:, start:stop]
+        mask = None if cache is not None or self.spec.num_scales == 1 else self._mask()
+        modulation = F.silu(condition)
+        if self.shared_adaln is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                modulation = self.shared_adaln(modulation).unflatten(1, (6, -1))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, modulation, rope, mask, cache, layer)
+        if cache is not None:
+            cache.advance()
+        with torch.autocast(x.device.type, enabled=False):
+            scale, shift = self.head_adaln(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
+            return modulate(x.float(), scale.float(), shift.float())
+
+    def make_cache(
+        self,
+        batch_size: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> KVCache:
+        """An empty cache for `batch_size` images.
+
+        `dtype` defaults to what attention computes in: autocast's, where it is on, else the weights'.
+        """
+        device = torch.device(device) if device is not None else self.device
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self.start.dtype
+        return KVCache(
+            self.spec,
+            num_layers=self.config.depth,
+            batch_size=batch_size,
+            num_heads=self.config.num_heads,
+            head_dim=self.config.width // self.config.num_heads,
+            dtype=dtype,
+            device=device,
+        )
+
+    def config_dict(self) -> dict[str, Any]:
+        return {
+            "config": to_dict(self.config),
+            "spec": self.spec.to_dict(),
+            "label_names": list(self.label_names),
+        }
+
+    @classmethod
+    def from_config_dict(cls, data: dict[str, Any]) -> NextScaleGenerator:
+        return cls(
+            from_dict(GeneratorConfig, data["config"]),
+            TokenSpec(**data["spec"]),
+            data["label_names"],
+        )
+
+    def _span(self, inputs: Tensor, labels: Tensor, cache: KVCache | None) -> tuple[int, int]:
+        """Flat positions [start, stop) of this call; checks shapes."""
+        spec = self.spec
+        start, stop = 0, spec.length
+        if cache is not None:
+            if cache.scale >= spec.num_scales:
+                raise ValueError(f"the cache holds all {spec.num_scales} scales, got one more")
+            start, stop = cache.length, spec.offsets[cache.scale + 1]
+        expected = (labels.shape[0], stop - start, spec.code_dim)
+        if tuple(inputs.shape) != expected:
+            what = "all scales" if cache is None else f"scale {cache.scale}"
+            raise ValueError(
+                f"inputs of {what} must be (B, n, C) = {expected}, got {tuple(inputs.shape)}"
+            )
+        if cache is not None and cache.batch_size != labels.shape[0]:
+            raise ValueError(f"the cache has batch {cache.batch_size}, labels {labels.shape[0]}")
+        return start, stop
+
+    def _embed(self, inputs: Tensor, condition: Tensor, start: int) -> Tensor:
+        """Token, level and (VAR) position embeddings (B, n, W), computed in the weights' dtype."""
+        stop = start + inputs.shape[1]
+        first = self.spec.scale_lengths[0]
+        with torch.autocast(inputs.device.type, enabled=False):
+            parts = []
+            if start == 0:
+                parts.append(condition[:, None] + self.start)
+                inputs = inputs[:, first:]
+            if inputs.shape[1]:
+                parts.append(self.input_projection(inputs.to(self.start.dtype)))
+            added = self.level_embedding(self.level_ids[start:stop])
+            if self.position_table is not None:
+                added = added + self.position_table[start:stop]
+            return torch.cat(parts, dim=1) + added
+
+    def _mask(self) -> Any:
+        device = self.mask.device
+        if not wants_flex_attention(self.spec, device):
+            return self.mask
+        if device not in self._flex_masks:
+            self._flex_masks[device] = flex_block_mask(self.spec, device)
+        return self._flex_masks[device]
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """VAR's initial weights (reference code, `init_weights`)."""
+        config = self.config
+        std = math.sqrt(1 / (3 * config.width))
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for table in (self.start, self.position_table):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=std)
+        self.head_adaln.weight.mul_(config.adaln_init)
+        if self.shared_adaln is not None:
+            self._scale_adaln(self.shared_adaln.weight)
+        residual = 1 / math.sqrt(2 * config.depth)
+        for block in self.blocks:
+            block.attention.proj.weight.mul_(residual)
+            block.mlp.fc2.weight.mul_(residual)
+            if block.adaln is not None:
+                self._scale_adaln(block.adaln.weight)
+            else:
+                nn.init.normal_(block.adaln_table, std=config.width**-0.5)
+                self._scale_adaln(block.adaln_table)
+
+    def _scale_adaln(self, weight: Tensor) -> None:
+        """Shrinks the gamma rows (first third) and the scale and shift rows."""
+        third = weight.shape[0] // 3
+        weight[:third].mul_(self.config.gamma_init)
+        weight[third:].mul_(self.config.adaln_init)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises ValueError unless all labels lie in [0, num_classes]; reads the device."""
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) > num_classes):
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}] ({num_classes} is the null class), "
+            f"got [{low}, {high}]"
+        )
+
+
+def _table(rows: int, width: int) -> nn.Parameter:
+    """A learned table, exempt from weight decay."""
+    table = nn.Parameter(torch.empty(rows, width))
+    table.no_weight_decay = True  # type: ignore[attr-defined]
+    return table
