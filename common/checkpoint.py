@@ -112,7 +112,7 @@ class PretrainedModel(nn.Module, ModelHubMixin, ABC):
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir():
-            source = _download(
+            source = download_folder(
                 source,
                 patterns=[
                     prefix + file
@@ -230,7 +230,12 @@ def _model_from_config(cls: type[Model], path: Path) -> Model:
         raise ValueError(f"{path} does not describe a {cls.__name__}: {error}") from error
 
 
-def _download(source: str, *, patterns: list[str], **options: Any) -> str:
+def download_folder(source: str, *, patterns: list[str], **options: Any) -> str:
+    """Fetches the files of a Hub model that match `patterns`; `options` as `snapshot_download`.
+
+    Raises:
+        ValueError: no such model, or the Hub cannot be reached.
+    """
     if Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise ValueError(f"{source} is not a folder")
     try:
