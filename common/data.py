@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -216,7 +216,8 @@ class ImageDataset(Dataset[Sample]):
     def _readable(self, index: int, corner: Sequence[float] | None) -> Tensor:
         """Pixels of the first readable image from `index` on."""
         unreadable: list[int] = []
-        for candidate in [*range(self._stand_ins.get(index, index), len(self)), *range(index)]:
+        first = self._stand_ins.get(index, index)
+        for candidate in chain(range(first, len(self)), range(first)):
             try:
                 pixels = self._pixels(candidate, corner)
             except UnreadableImageError as error:
@@ -246,4 +247,4 @@ class ImageDataset(Dataset[Sample]):
             left, top = int(corner[0] * (spare_x + 1)), int(corner[1] * (spare_y + 1))
         if spare_x or spare_y:
             image = image.crop((left, top, left + size, top + size))
-        return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -32,16 +32,16 @@ def decode_rgb(source: bytes | str) -> Image.Image:
         UnreadableImageError: with the decoder's reason.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return _as_rgb(image)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()  # also closes the file
+        return _as_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info and "exif" not in image.info:
-        return image.copy()
+        return image
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
