@@ -275,6 +275,11 @@ def bootstrap_error(
     return float(np.std(values, ddof=1))
 
 
+def binomial_error(fraction: float, count: int) -> float:
+    """Standard error of a fraction of `count` independent images."""
+    return math.sqrt(fraction * (1 - fraction) / count)
+
+
 def library_versions() -> dict[str, str]:
     """Versions that a metric can depend on, for protocols."""
     names = ("torch", "torch-fidelity", "timm", "numpy")

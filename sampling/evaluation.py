@@ -1,0 +1,182 @@
+"""The evaluation protocol of generators: which images are sampled, and what they are compared with.
+
+Image i of a run has label i mod num_classes and seed first_seed + i, whatever the batch size or the
+number of processes. Images go straight from the decoder into features; none is written.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from common.config import config_class, to_dict
+from common.data import DataConfig, ImageDataset
+from common.extractors import FeatureExtractor, ImageFeatures, build_extractor
+from common.reference import FeatureSet, collect_features
+from sampling.comparison import (
+    EvaluationResult,
+    MetricsConfig,
+    compare_features,
+    evaluate_images,
+)
+from sampling.generate import SamplingConfig
+from sampling.pipeline import Pipeline
+
+__all__ = [
+    "EvaluationConfig",
+    "EvaluationResult",
+    "EvaluationRun",
+    "MetricsConfig",
+    "evaluate_generator",
+    "evaluate_images",
+    "sample_features",
+]
+
+
+@config_class
+class EvaluationConfig:
+    """What is sampled, and how it is compared.
+
+    Args:
+        num_images: generated images, the same number of each class.
+        first_seed: seed of the first image; the others follow.
+        batch_size: images sampled at once.
+        allow_unequal_classes: accept a number of images that the classes do not divide.
+        sampling: None takes the pipeline's own settings.
+    """
+
+    num_images: Annotated[int, Field(ge=2)]
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    allow_unequal_classes: bool = False
+    sampling: SamplingConfig | None = None
+    metrics: MetricsConfig = MetricsConfig()
+
+
+@config_class
+class EvaluationRun:
+    """One file of `scripts/evaluate_generator.py`.
+
+    Args:
+        reference: which part of the data the generated images are compared with.
+        out: result file; None writes `evaluation.json` next to the model.
+    """
+
+    data: DataConfig
+    evaluation: EvaluationConfig
+    reference: Literal["train", "eval"] = "train"
+    out: str | None = None
+
+
+def evaluate_generator(
+    pipeline: Pipeline,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    *,
+    part: str = "train",
+    accelerator: Accelerator | None = None,
+) -> EvaluationResult:
+    """Samples images and compares them with a data set.
+
+    Args:
+        part: name of the data set's split, for the protocol.
+        accelerator: shares the sampling among its processes; all get the result.
+
+    Raises:
+        ValueError: unequal class counts, other classes or another image size than the data's.
+    """
+    _check(pipeline, dataset, config)
+    num_classes = pipeline.generator.num_classes
+    extractor = build_extractor(config.metrics.extractor, pipeline.device)
+    generated = sample_features(pipeline, extractor, config, accelerator)
+    counts = torch.bincount(image_labels(torch.arange(config.num_images), num_classes))
+    protocol: dict[str, Any] = {
+        "images_per_class": [int(counts.min()), int(counts.max())],
+        "num_classes": num_classes,
+        "labels": "image i has label i mod num_classes",
+        "seeds": f"image i has seed {config.first_seed} + i",
+        "sampling": to_dict(config.sampling or pipeline.sampling),
+        "reference": {"data": to_dict(dataset.config), "part": part},
+    }
+    # The others find the reference features in the cache.
+    with accelerator.main_process_first() if accelerator is not None else nullcontext():
+        return compare_features(generated, dataset, extractor, config.metrics, protocol)
+
+
+def image_labels(positions: Tensor, num_classes: int) -> Tensor:
+    """Labels of images by their position, `(N,)` int64."""
+    return positions % num_classes
+
+
+def _check(pipeline: Pipeline, dataset: ImageDataset, config: EvaluationConfig) -> None:
+    num_classes = pipeline.generator.num_classes
+    if num_classes != dataset.num_classes:
+        raise ValueError(
+            f"the generator has {num_classes} classes, the reference data {dataset.num_classes}"
+        )
+    size, data_size = pipeline.image_tokenizer.config.image_size, dataset.config.image_size
+    if size != data_size:
+        raise ValueError(f"the model makes images of {size} pixels, data.image_size is {data_size}")
+    if config.num_images % num_classes and not config.allow_unequal_classes:
+        raise ValueError(
+            f"num_images {config.num_images} is not a multiple of {num_classes} classes; choose "
+            f"{config.num_images // num_classes * num_classes} or set allow_unequal_classes"
+        )
+
+
+@torch.no_grad()
+def sample_features(
+    pipeline: Pipeline,
+    extractor: FeatureExtractor,
+    config: EvaluationConfig,
+    accelerator: Accelerator | None = None,
+) -> FeatureSet:
+    """Features of the run's images, in order; every process gets all of them."""
+    rank, world = 0, 1
+    if accelerator is not None:
+        rank, world = accelerator.process_index, accelerator.num_processes
+    # All processes must gather equally many rows, so the last image may be drawn twice.
+    share = -(-config.num_images // world)
+    mine = (torch.arange(share) * world + rank).clamp(max=config.num_images - 1)
+    parts = []
+    num_classes = pipeline.generator.num_classes
+    with tqdm(total=share, unit="image", desc="sampling", disable=rank > 0) as bar:
+        for positions in mine.split(config.batch_size):
+            images = pipeline(
+                labels=image_labels(positions, num_classes).tolist(),
+                seeds=(config.first_seed + positions).tolist(),
+                batch_size=config.batch_size,
+                config=config.sampling,
+            )
+            parts.append(extractor(_pixels(images)))
+            bar.update(len(images))
+    features = collect_features(parts)
+    return features if world == 1 else _gather(features, accelerator, config.num_images)
+
+
+def _pixels(images: list[Image.Image]) -> Tensor:
+    """uint8 `(N, 3, H, W)`."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return rearrange(pixels, "n h w c -> n c h w")
+
+
+def _gather(local: FeatureSet, accelerator: Accelerator | None, count: int) -> FeatureSet:
+    """All processes' features in the order of the images."""
+    assert accelerator is not None
+
+    def ordered(values: Tensor) -> Tensor:
+        everyone = accelerator.gather(values.to(accelerator.device)).cpu()
+        shares = everyone.unflatten(0, (accelerator.num_processes, -1))
+        return shares.transpose(0, 1).flatten(0, 1)[:count].contiguous()
+
+    logits = None if local.logits is None else ordered(local.logits)
+    return collect_features([ImageFeatures(ordered(local.pooled), logits)])
