@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import torch
+from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.batches import Batch
 from common.config import config_class
 
 WARMDOWN_FRACTION = 0.2
@@ -146,6 +149,46 @@ def clip_gradients(
     if max_norm is not None:
         torch._foreach_mul_(gradients, (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total.detach()
+
+
+def gradient_step(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    batches: Sequence[Batch],
+    losses_of: Callable[[Batch], dict[str, Tensor]],
+    *,
+    step: int,
+    total_steps: int,
+) -> dict[str, Tensor]:
+    """One optimizer step over micro-batches of equal size.
+
+    Args:
+        module: the prepared module whose parameters `optimizer` holds.
+        losses_of: scalars of one micro-batch; "loss" is minimised, the others are reported.
+
+    Returns:
+        Detached means of the scalars, "gradient_norm" (before clipping) and "lr".
+
+    Raises:
+        NotFiniteError: a gradient is not finite; nothing was updated.
+    """
+    means: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches, start=1):
+        last = number == len(batches)
+        with nullcontext() if last else accelerator.no_sync(module):
+            scalars = losses_of(batch)
+            accelerator.backward(scalars["loss"] / len(batches))
+        for name, value in scalars.items():
+            share = value.detach() / len(batches)
+            means[name] = means[name] + share if name in means else share
+    norm = clip_gradients(module, config.clip_norm)
+    lr = lr_at(config, step, total_steps)
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**means, "gradient_norm": norm, "lr": torch.tensor(lr, device=norm.device)}
 
 
 class EMA:
