@@ -67,10 +67,14 @@ def to_dict(config: object) -> dict[str, Any]:
     return dumped
 
 
+def to_yaml(config: object) -> str:
+    """The complete config, defaults included, as YAML that `load_config` reads back."""
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def save_config(config: object, path: str | Path) -> None:
-    """Writes the complete config, defaults included, as YAML that `load_config` reads back."""
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    """Writes `to_yaml(config)`."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
 
 
 def read_yaml_text(text: str) -> Any:

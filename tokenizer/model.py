@@ -1,0 +1,155 @@
+"""ImageTokenizer: images to token pyramids and back; the only stage-1 object the other stages see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import PretrainedModel
+from common.config import config_class, from_dict, to_dict
+from tokenizer.cnn import CNNConfig, Decoder, Encoder
+from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, PyramidState
+from tokenizer.quantizers import LeechConfig, QuantizerConfig, build_quantizer
+from tokenizer.tokens import TokenPyramid, TokenSpec
+
+
+@config_class
+class TokenizerConfig:
+    """Everything that fixes a tokenizer's shape.
+
+    Raises:
+        ValueError: an image size that the stride and the last scale do not divide into.
+    """
+
+    image_size: int
+    pyramid: PyramidConfig
+    autoencoder: CNNConfig = CNNConfig()
+    quantizer: QuantizerConfig = LeechConfig()
+
+    def __post_init__(self) -> None:
+        latent_size = self.pyramid.scales[-1]
+        if self.image_size != latent_size * self.autoencoder.stride:
+            raise ValueError(
+                f"image_size must be last scale {latent_size} x stride {self.autoencoder.stride} "
+                f"= {latent_size * self.autoencoder.stride}, got {self.image_size}"
+            )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One training pass: images (B, 3, H, W) not clamped, tokens, quantizer loss, detached stats."""
+
+    images: Tensor
+    tokens: TokenPyramid
+    quantizer_loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class ImageTokenizer(PretrainedModel):
+    """A multiscale tokenizer: encoder, residual pyramid over a quantizer, decoder."""
+
+    folder_name: ClassVar[str] = "tokenizer"
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        leaf = build_quantizer(config.quantizer)
+        self.encoder = Encoder(config.autoencoder, leaf.dim)
+        self.pyramid = MultiScaleQuantizer(config.pyramid, leaf)
+        self.decoder = Decoder(config.autoencoder, leaf.dim)
+
+    @property
+    def spec(self) -> TokenSpec:
+        return self.pyramid.spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Training pass over images (B, 3, H, W) in [-1, 1]."""
+        self._check(images)
+        quantized = self.pyramid(self.encoder(images))
+        return Reconstruction(
+            images=self.decoder(quantized.z_q).float(),
+            tokens=quantized.tokens,
+            quantizer_loss=quantized.loss,
+            stats=quantized.stats,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> TokenPyramid:
+        """Tokens of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images of another size.
+        """
+        self._check(images)
+        return self.pyramid.encode(self.encoder(images))
+
+    @torch.no_grad()
+    def decode(self, tokens: TokenPyramid) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of all scales' tokens.
+
+        Raises:
+            ValueError: tokens of another spec, or out of range.
+        """
+        self._check_tokens(tokens)
+        *_, last = self.pyramid.states(tokens)
+        return self.decode_latent(last.latent)
+
+    @torch.no_grad()
+    def decode_prefixes(self, tokens: TokenPyramid) -> list[Tensor]:
+        """Images decoded after the first scale, the first two, ..., all scales."""
+        self._check_tokens(tokens)
+        return [
+            self.decode_latent(state.latent)
+            for state in self.pyramid.states(tokens)
+            if state.scale > 0
+        ]
+
+    @torch.no_grad()
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Images (B, 3, H, W), clamped to [-1, 1], of a cumulative latent (B, C, S, S)."""
+        return self.decoder(latent).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def next_scale_inputs(self, tokens: TokenPyramid) -> Tensor:
+        """Teacher-forcing inputs (B, L, C): for each scale, the earlier scales' sum on its grid."""
+        self._check_tokens(tokens)
+        inputs = [state.next_inputs for state in self.pyramid.states(tokens)]
+        return torch.cat([scale for scale in inputs if scale is not None], dim=1)
+
+    def initial_state(self, batch_size: int) -> PyramidState:
+        """The state of `batch_size` images before their first scale."""
+        return self.pyramid.initial_state(batch_size, self.device)
+
+    @torch.no_grad()
+    def accumulate(self, state: PyramidState, scale_tokens: Tensor) -> PyramidState:
+        """Adds the next scale's tokens (B, n_k, G); see `MultiScaleQuantizer.accumulate`."""
+        return self.pyramid.accumulate(state, scale_tokens)
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        """Parts by name, for parameter counts."""
+        return {"encoder": self.encoder, "pyramid": self.pyramid, "decoder": self.decoder}
+
+    def config_dict(self) -> dict[str, Any]:
+        return to_dict(self.config)
+
+    @classmethod
+    def from_config_dict(cls, data: dict[str, Any]) -> ImageTokenizer:
+        return cls(from_dict(TokenizerConfig, data))
+
+    def _check(self, images: Tensor) -> None:
+        size = self.config.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
+
+    def _check_tokens(self, tokens: TokenPyramid) -> None:
+        if tokens.spec != self.spec:
+            raise ValueError(
+                f"tokens have spec {tokens.spec}, but this tokenizer has spec {self.spec}"
+            )

@@ -1,0 +1,233 @@
+"""The multiscale residual pyramid: a latent map becomes one token map per scale, coarse to fine.
+
+At scale k the running residual is averaged down to the k-th grid, quantized by the leaf, scaled by the
+gain of that scale, interpolated back to the latent grid and subtracted (VAR, arXiv 2404.02905,
+algorithm 1; without phi convolutions as in arXiv 2512.14697). The leaf is any `Quantizer`.
+
+Shapes: B batch, C code channels, S latent side, n_k = scales[k]^2, G codebooks of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from common.config import config_class
+from tokenizer.quantizers import Quantizer
+from tokenizer.tokens import TokenPyramid, TokenSpec
+
+
+@config_class
+class PyramidConfig:
+    """Scales and what a unit code weighs at each of them.
+
+    A unit code cannot shrink a residual below about 0.64 however many scales follow, so the latent is
+    put on a sphere of a known `radius` and every scale owns a gain. `radius=None` leaves the
+    encoder's norm alone.
+    """
+
+    scales: tuple[int, ...]
+    radius: float | None = 3.0
+    gain: Literal["none", "fixed", "learned"] = "learned"
+    initial_gains: tuple[float, ...] | None = None
+    commitment_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and self.radius <= 0:
+            raise ValueError(f"radius must be positive, got {self.radius}")
+        if self.initial_gains is None:
+            return
+        if self.gain == "none":
+            raise ValueError(f"initial_gains {self.initial_gains} have no use with gain='none'")
+        if len(self.initial_gains) != len(self.scales) or min(self.initial_gains) <= 0:
+            raise ValueError(
+                f"initial_gains must be {len(self.scales)} positive numbers, one a scale of "
+                f"{self.scales}, got {self.initial_gains}"
+            )
+
+
+@dataclass(frozen=True)
+class PyramidState:
+    """A pyramid under construction: `latent` (B, C, S, S) after the first `scale` scales.
+
+    `next_inputs` (B, n_scale, C) is what the generator sees for the next scale, None at the end.
+    """
+
+    latent: Tensor
+    scale: int
+    next_inputs: Tensor | None
+
+
+@dataclass(frozen=True)
+class PyramidQuantized:
+    """`z_q` (B, C, S, S) with the straight-through gradient; indices; weighted loss; detached stats."""
+
+    z_q: Tensor
+    tokens: TokenPyramid
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Residual quantization of `(B, C, S, S)` latents over a list of grids, in fp32.
+
+    `encode`, `accumulate` and `next_scale_inputs` run the same operations in the same order, so
+    teacher forcing and step-by-step decoding agree bit for bit.
+    """
+
+    def __init__(self, config: PyramidConfig, leaf: Quantizer) -> None:
+        super().__init__()
+        self.config = config
+        self.leaf = leaf
+        self.spec = TokenSpec(
+            scales=config.scales,
+            codebook_sizes=tuple(leaf.codebook_sizes),
+            code_dim=leaf.dim,
+            latent_size=config.scales[-1],
+        )
+        start = torch.tensor(config.initial_gains or self.default_gains()).log()
+        if config.gain == "learned":
+            self.log_gains = nn.Parameter(start)
+            self.log_gains.no_weight_decay = True  # type: ignore[attr-defined]
+        else:
+            self.register_buffer("log_gains", start)
+
+    def default_gains(self) -> tuple[float, ...]:
+        """Two thirds of the radius at the coarsest scale, falling geometrically to one third."""
+        count = len(self.config.scales)
+        if self.config.gain == "none":
+            return (1.0,) * count
+        radius = self.config.radius or 1.0
+        return tuple(radius * (2 / 3) * 0.5 ** (k / max(1, count - 1)) for k in range(count))
+
+    def normalize(self, latent: Tensor) -> Tensor:
+        """Puts each position of a `(B, C, S, S)` latent on the sphere of the configured radius."""
+        latent = latent.float()
+        if self.config.radius is None:
+            return latent
+        return self.config.radius * F.normalize(latent, dim=1, eps=1e-6)
+
+    def forward(self, latent: Tensor) -> PyramidQuantized:
+        """Quantizes an encoder's output `(B, C, S, S)` for training."""
+        self._check(latent)
+        with torch.autocast(latent.device.type, enabled=False):
+            target = self.normalize(latent)
+            f_hat = torch.zeros_like(target)
+            indices, stats = [], {}
+            loss = target.new_zeros(())
+            for k, side in enumerate(self.config.scales):
+                # The residual keeps its gradient so that a leaf's own losses reach the encoder.
+                residual = self._down(target - f_hat.detach(), side)
+                quantized = self.leaf(_to_tokens(residual) / self.gain(k).detach())
+                share = self.spec.scale_lengths[k] / self.spec.length
+                loss = loss + share * self.leaf.total_loss(quantized.losses)
+                f_hat = f_hat + self._up(quantized.code, k)
+                indices.append(quantized.indices)
+                loss = loss + self._prefix_loss(f_hat, target) / len(self.config.scales)
+                stats[f"residual_norm_{k}"] = (target - f_hat).detach().norm(dim=1).mean()
+            # Value f_hat exactly; identity gradient to the latent, direct gradient to gains and codes.
+            z_q = f_hat + (target - target.detach())
+        return PyramidQuantized(z_q, TokenPyramid.from_scales(indices, self.spec), loss, stats)
+
+    def _prefix_loss(self, f_hat: Tensor, target: Tensor) -> Tensor:
+        """Pulls gains (and learned codes) towards the latent and, lightly, the latent to its code."""
+        fit = F.mse_loss(f_hat, target.detach())
+        return fit + self.config.commitment_weight * F.mse_loss(f_hat.detach(), target)
+
+    @torch.no_grad()
+    def encode(self, latent: Tensor) -> TokenPyramid:
+        """Tokens of an encoder's output `(B, C, S, S)`; changes no state."""
+        self._check(latent)
+        with torch.autocast(latent.device.type, enabled=False):
+            target = self.normalize(latent)
+            state = self.initial_state(target.shape[0], target.device)
+            scales = []
+            for k, side in enumerate(self.config.scales):
+                residual = self._down(target - state.latent, side)
+                scales.append(self.leaf.encode(_to_tokens(residual) / self.gain(k)))
+                state = self.accumulate(state, scales[-1])
+        return TokenPyramid.from_scales(scales, self.spec)
+
+    def initial_state(self, batch_size: int, device: torch.device | str) -> PyramidState:
+        """Nothing decoded yet; the first scale's inputs are zeros."""
+        spec = self.spec
+        latent = torch.zeros(
+            batch_size, spec.code_dim, spec.latent_size, spec.latent_size, device=device
+        )
+        return PyramidState(latent, 0, self._next_inputs(latent, 0))
+
+    def accumulate(self, state: PyramidState, scale_tokens: Tensor) -> PyramidState:
+        """Adds one scale's tokens `(B, n_k, G)` to the state.
+
+        Raises:
+            ValueError: all scales are done, or the tokens are not those of the next scale.
+        """
+        k = state.scale
+        if k >= self.spec.num_scales:
+            raise ValueError(f"all {self.spec.num_scales} scales are decoded already, got one more")
+        expected = (state.latent.shape[0], self.spec.scale_lengths[k], self.spec.num_codebooks)
+        if tuple(scale_tokens.shape) != expected:
+            raise ValueError(
+                f"tokens of scale {k} must be {expected}, got {tuple(scale_tokens.shape)}"
+            )
+        with torch.autocast(state.latent.device.type, enabled=False):
+            latent = state.latent + self._up(self.leaf.decode(scale_tokens).float(), k)
+            return PyramidState(latent, k + 1, self._next_inputs(latent, k + 1))
+
+    def states(self, tokens: TokenPyramid) -> Iterator[PyramidState]:
+        """The state before the first scale and after each one."""
+        state = self.initial_state(len(tokens), tokens.indices.device)
+        yield state
+        for k in range(self.spec.num_scales):
+            state = self.accumulate(state, tokens.scale(k))
+            yield state
+
+    def gain(self, scale: int) -> Tensor:
+        """Positive scalar that multiplies the codes of a scale."""
+        return self.log_gains[scale].exp()
+
+    def _up(self, codes: Tensor, scale: int) -> Tensor:
+        """Codes `(B, n_k, C)` to their contribution `(B, C, S, S)`."""
+        side, size = self.config.scales[scale], self.spec.latent_size
+        maps = rearrange(self.gain(scale) * codes, "b (h w) c -> b c h w", h=side)
+        if side == size:
+            return maps
+        return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
+
+    def _down(self, latent: Tensor, side: int) -> Tensor:
+        """Averages `(B, C, S, S)` over the cells of a coarser grid."""
+        return latent if side == latent.shape[-1] else F.adaptive_avg_pool2d(latent, side)
+
+    def _next_inputs(self, latent: Tensor, scale: int) -> Tensor | None:
+        if scale >= self.spec.num_scales:
+            return None
+        return _to_tokens(self._down(latent, self.config.scales[scale]))
+
+    def _check(self, latent: Tensor) -> None:
+        size = self.spec.latent_size
+        if tuple(latent.shape[1:]) != (self.spec.code_dim, size, size):
+            raise ValueError(
+                f"latent must be (B, {self.spec.code_dim}, {size}, {size}), got {tuple(latent.shape)}"
+            )
+
+
+def usage(tokens: TokenPyramid) -> dict[str, float]:
+    """Distinct codes and empirical entropy (bits) of each scale's first codebook in this batch."""
+    stats = {}
+    for k in range(tokens.spec.num_scales):
+        _, counts = tokens.scale(k)[..., 0].unique(return_counts=True)
+        share = counts.double() / counts.sum()
+        stats[f"codes_{k}"] = float(len(counts))
+        stats[f"entropy_bits_{k}"] = float(-(share * share.log()).sum() / math.log(2))
+    return stats
+
+
+def _to_tokens(maps: Tensor) -> Tensor:
+    return rearrange(maps, "b c h w -> b (h w) c")
