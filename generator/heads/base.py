@@ -1,0 +1,166 @@
+"""What a head is: hidden states to a training loss, or to a distribution over the codes of a token.
+
+Shapes: W width of the hidden states, V codes of a codebook, G codebooks of a token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+HEAD_GAIN = 0.02  # head weights start at this fraction of the trunk's initial scale
+MAX_CUMULATIVE_ELEMENTS = 1 << 22  # float64 numbers alive while drawing: 32 MiB
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Per-token loss.
+
+    Args:
+        nll: negative log-likelihood in nats, `(...)`; summed over the codebooks of a token.
+        log_z: log normaliser of the unnormalised scores, `(...)`: `nll = log_z - score(token)`.
+            Differentiable, for the Z-loss `mean(log_z**2)`. Summed over codebooks too.
+    """
+
+    nll: Tensor
+    log_z: Tensor
+
+
+class Distribution(ABC):
+    """A distribution over the codes of each token of a batch of shape `(...)`."""
+
+    @property
+    @abstractmethod
+    def num_uniforms(self) -> int:
+        """Uniform numbers that one draw of one token consumes."""
+
+    @abstractmethod
+    def guided(self, unconditional: Distribution, scale: float) -> Distribution:
+        """Classifier-free guidance: logits `scale * self + (1 - scale) * unconditional`."""
+
+    @abstractmethod
+    def tempered(self, temperature: float) -> Distribution:
+        """Logits divided by `temperature`."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Log-probabilities up to a constant per token, `(..., V)`; `(..., G, V)` when G > 1."""
+
+    @abstractmethod
+    def sample(self, uniforms: Tensor) -> Tensor:
+        """Draws tokens, int64 `(..., G)`, from `uniforms (..., num_uniforms)` in [0, 1)."""
+
+
+class Head(nn.Module, ABC):
+    """Turns hidden states `(..., W)` into losses and distributions; computes in float32."""
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
+        """Loss of `tokens`, int64 `(..., G)`, given `hidden (..., W)`."""
+
+    @abstractmethod
+    def distribution(self, hidden: Tensor) -> Distribution:
+        """The distribution over codes given `hidden (..., W)`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities over all codes up to a constant, `(..., V)`; see `Distribution`."""
+        return self.distribution(hidden).logits()
+
+
+def head_linear(width: int, num_outputs: int) -> nn.Linear:
+    """A float32 output layer that starts near zero: std 0.02 * sqrt(1 / (3 W)), zero bias."""
+    linear = nn.Linear(width, num_outputs, dtype=torch.float32)
+    std = HEAD_GAIN * (3 * width) ** -0.5
+    nn.init.trunc_normal_(linear.weight, std=std, a=-3 * std, b=3 * std)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class CategoricalDistribution(Distribution):
+    """Dense logits.
+
+    Args:
+        logits: `(..., V)`, or `(..., G, V)` with `num_codebooks` = G > 1; -inf forbids a code.
+        num_codebooks: G, the number of indices of a token.
+    """
+
+    def __init__(self, logits: Tensor, num_codebooks: int = 1) -> None:
+        if num_codebooks > 1 and (logits.ndim < 2 or logits.shape[-2] != num_codebooks):
+            raise ValueError(
+                f"logits of {num_codebooks} codebooks must be (..., {num_codebooks}, V), "
+                f"got {tuple(logits.shape)}"
+            )
+        self._logits = logits
+        self._num_codebooks = num_codebooks
+
+    @property
+    def num_uniforms(self) -> int:
+        return self._num_codebooks
+
+    def guided(self, unconditional: Distribution, scale: float) -> CategoricalDistribution:
+        mixed = guide(self._logits, unconditional.logits(), scale)
+        return CategoricalDistribution(mixed, self._num_codebooks)
+
+    def tempered(self, temperature: float) -> CategoricalDistribution:
+        return CategoricalDistribution(self._logits / temperature, self._num_codebooks)
+
+    def logits(self) -> Tensor:
+        return self._logits
+
+    def sample(self, uniforms: Tensor) -> Tensor:
+        check_uniforms(uniforms, self.num_uniforms)
+        if self._num_codebooks > 1:
+            return inverse_cdf(self._logits, uniforms)
+        return inverse_cdf(self._logits, uniforms.squeeze(-1)).unsqueeze(-1)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """`scale * conditional + (1 - scale) * unconditional`; a code that either forbids stays out."""
+    mixed = scale * conditional + (1 - scale) * unconditional
+    forbidden = (conditional == -torch.inf) | (unconditional == -torch.inf)
+    return mixed.masked_fill(forbidden, -torch.inf)
+
+
+def check_uniforms(uniforms: Tensor, num_uniforms: int) -> None:
+    """Raises ValueError when the last axis is not the number of uniforms of a draw."""
+    if uniforms.ndim == 0 or uniforms.shape[-1] != num_uniforms:
+        raise ValueError(
+            f"uniforms must end in an axis of num_uniforms {num_uniforms}, "
+            f"got {tuple(uniforms.shape)}"
+        )
+
+
+def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Draws one code a row: the first whose float64 cumulative probability exceeds the uniform.
+
+    Rows are independent, so a draw does not depend on its batch. A code of logit -inf is never
+    drawn, whatever the uniform.
+
+    Args:
+        logits: `(..., V)`, at least one finite a row.
+        uniforms: `(...)` in [0, 1).
+
+    Returns:
+        int64 `(...)`.
+    """
+    num_codes = logits.shape[-1]
+    rows = logits.reshape(-1, num_codes)
+    flat = uniforms.to(torch.float64).reshape(-1, 1)
+    draws = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    step = max(1, MAX_CUMULATIVE_ELEMENTS // num_codes)
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step].to(torch.float64)
+        cumulative = (chunk - chunk.amax(-1, keepdim=True)).exp_().cumsum(-1)
+        total = cumulative[:, -1:]
+        # A uniform just below 1 may round up to the total: step back, onto the last possible code.
+        target = torch.minimum(flat[start : start + step] * total, below(total))
+        draws[start : start + step] = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return draws.reshape(uniforms.shape)
+
+
+def below(x: Tensor) -> Tensor:
+    """The largest float smaller than each positive `x`."""
+    return torch.nextafter(x, torch.zeros_like(x))

@@ -1,0 +1,29 @@
+"""From a config to a head: the tagged union of all kinds and their only builder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from generator.heads.base import Head
+from generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
+from generator.heads.lattice import LatticeHead, LatticeHeadConfig
+from tokenizer.tokens import TokenSpec
+
+HeadConfig = Annotated[LatticeHeadConfig | CategoricalHeadConfig, Field(discriminator="kind")]
+
+
+def build_head(config: HeadConfig, width: int, spec: TokenSpec) -> Head:
+    """Builds the head of a generator of width `width` for the tokens that `spec` describes.
+
+    Raises:
+        ValueError: a head that cannot serve the codebook of `spec`.
+    """
+    match config:
+        case LatticeHeadConfig():
+            return LatticeHead(config, width, spec)
+        case CategoricalHeadConfig():
+            return CategoricalHead(config, width, spec)
+        case _:
+            raise ValueError(f"head: no builder for {type(config).__name__}")

@@ -1,0 +1,97 @@
+"""Distributions of the lattice softmax: exact draws and guidance without the 196,560 logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from generator.heads.base import (
+    CategoricalDistribution,
+    Distribution,
+    check_uniforms,
+    guide,
+    inverse_cdf,
+)
+from generator.heads.brick_scores import code_scores
+from generator.heads.lattice_sampling import NUM_UNIFORMS, draw_codes
+from generator.heads.normalizer import log_normalizer
+from tokenizer.lattices import leech
+
+
+class LatticeDistribution(Distribution):
+    """p(c) proportional to exp(sum_i scores_i(c_i)) over the codes.
+
+    Guidance and temperature act on the scores: the family is closed under both.
+
+    Args:
+        scores: `(..., 24, 9)` finite; column v + 4 belongs to the value v of a coordinate.
+    """
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+    @property
+    def num_uniforms(self) -> int:
+        """See `lattice_sampling`."""
+        return NUM_UNIFORMS
+
+    def guided(self, unconditional: Distribution, scale: float) -> Distribution:
+        if not isinstance(unconditional, LatticeDistribution):
+            return CategoricalDistribution(self.logits()).guided(unconditional, scale)
+        return LatticeDistribution(scale * self.scores + (1 - scale) * unconditional.scores)
+
+    def tempered(self, temperature: float) -> LatticeDistribution:
+        return LatticeDistribution(self.scores / temperature)
+
+    def logits(self) -> Tensor:
+        return code_scores(self.scores.reshape(-1, leech.DIM, self.scores.shape[-1])).view(
+            *self.scores.shape[:-2], leech.NUM_CODES
+        )
+
+    def sample(self, uniforms: Tensor) -> Tensor:
+        check_uniforms(uniforms, self.num_uniforms)
+        flat_scores = self.scores.reshape(-1, *self.scores.shape[-2:])
+        draws = draw_codes(flat_scores, uniforms.reshape(-1, NUM_UNIFORMS))
+        return draws.view(*self.scores.shape[:-2], 1)
+
+
+class MixtureDistribution(Distribution):
+    """p(k, c) proportional to exp(mixture_k + sum_i scores_ki(c_i)), summed over k.
+
+    Guidance and temperature leave the family and return dense logits.
+
+    Args:
+        scores: `(..., K, 24, 9)`.
+        mixture: `(..., K)`.
+    """
+
+    def __init__(self, scores: Tensor, mixture: Tensor) -> None:
+        self.scores = scores
+        self.mixture = mixture
+
+    @property
+    def num_uniforms(self) -> int:
+        """One for the component, then those of `LatticeDistribution`."""
+        return 1 + NUM_UNIFORMS
+
+    def guided(self, unconditional: Distribution, scale: float) -> Distribution:
+        return CategoricalDistribution(guide(self.logits(), unconditional.logits(), scale))
+
+    def tempered(self, temperature: float) -> Distribution:
+        return CategoricalDistribution(self.logits() / temperature)
+
+    def logits(self) -> Tensor:
+        total: Tensor | None = None
+        for component, mixture in zip(self.scores.unbind(-3), self.mixture.unbind(-1), strict=True):
+            joint = LatticeDistribution(component).logits() + mixture[..., None]
+            total = joint if total is None else torch.logaddexp(total, joint)
+        assert total is not None
+        return total
+
+    def sample(self, uniforms: Tensor) -> Tensor:
+        check_uniforms(uniforms, self.num_uniforms)
+        scores, mixture = self.scores.double(), self.mixture.double()
+        log_z = log_normalizer(scores.flatten(0, -3)).view_as(mixture)
+        component = inverse_cdf(mixture + log_z, uniforms[..., 0])
+        chosen = scores.take_along_dim(component[..., None, None, None], dim=-3).squeeze(-3)
+        return LatticeDistribution(chosen).sample(uniforms[..., 1:])
