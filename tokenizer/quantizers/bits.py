@@ -10,8 +10,8 @@ import math
 from functools import lru_cache
 from typing import Any
 
-from tokenizer.lattices.codes import build_code
-from tokenizer.quantizers.build import QuantizerConfig, quantizer_config
+from tokenizer.lattices import leech
+from tokenizer.quantizers.build import QuantizerConfig, build_quantizer, quantizer_config
 
 _FREE_CODES = ("random", "fibonacci", "leech_subset")  # spherical codes of any size
 _KINDS = ("leech", "spherical", "bsq", "lfq", "fsq", "ifsq", "vq", "vq_ema", "simvq", "gsq", "lgq")
@@ -36,10 +36,10 @@ def match_bits(
         kind: a quantizer's kind.
         bits: wanted sum of log2 of the codebook sizes.
         tolerance: greatest difference that is accepted, in bits.
-        settings: further fields of the config (dim, groups, code, ...); not those that set the bits.
+        settings: further fields of the config (dim, groups, code, ...), not those that set bits.
 
     Raises:
-        ValueError: unknown kind, or bits out of reach; the message names the nearest feasible value.
+        ValueError: unknown kind, or bits out of reach; the message names the nearest feasible.
     """
     if kind not in _KINDS:
         raise ValueError(f"kind: got {kind!r} (allowed: {', '.join(_KINDS)})")
@@ -60,7 +60,7 @@ def _nearest_setting(
     """The fields that set the bits, and the bits they give."""
     match kind:
         case "leech":
-            return {}, math.log2(build_code("leech").size)
+            return {}, math.log2(leech.NUM_CODES)
         case "spherical":
             return _spherical_setting(bits, settings)
         case "bsq" | "lfq":
@@ -80,9 +80,8 @@ def _nearest_setting(
 def _spherical_setting(bits: float, settings: dict[str, Any]) -> tuple[dict[str, Any], float]:
     code = str(settings.get("code", "random"))
     if code not in _FREE_CODES:
-        points = build_code(code, settings.get("dim"), None, settings.get("seed", 0))
-        return {}, math.log2(points.size)
-    most = build_code("leech").size if code == "leech_subset" else _MAX_CODES
+        return {}, build_quantizer({"kind": "spherical", **settings}).bits
+    most = leech.NUM_CODES if code == "leech_subset" else _MAX_CODES
     size = min(most, max(2, round(2 ** min(bits, 64))))
     return {"code": code, "size": size}, math.log2(size)
 
@@ -92,7 +91,8 @@ def _fsq_levels(bits: float) -> tuple[int, ...]:
     """Recommended levels where there are any, else the closest product, evenest on ties."""
     if bits in _FSQ_LEVELS:
         return _FSQ_LEVELS[int(bits)]
-    best, best_key = (_MIN_LEVELS,), (math.inf, 0.0)
+    best: tuple[int, ...] = (_MIN_LEVELS,)
+    best_key = (math.inf, 0.0)
     for channels in range(1, _MAX_CHANNELS + 1):
         for levels in _descending(channels, _MAX_LEVELS, bits + 0.5):
             error = round(abs(math.log2(math.prod(levels)) - bits), 2)

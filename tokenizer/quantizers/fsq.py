@@ -1,7 +1,7 @@
 """Finite scalar quantization: each channel is bounded and rounded to a few levels.
 
 FSQ (arXiv 2309.15505) bounds with tanh; iFSQ (arXiv 2601.17124) with 2 sigmoid(1.6 z) - 1, which is
-tanh(0.8 z) and spreads a normal latent more evenly over the levels. No codebook, no losses.
+tanh(0.8 z) and makes a normal latent nearly uniform. No codebook, no losses.
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ class SphericalQuantizer(Quantizer):
         if isinstance(config, LeechConfig):
             points = build_code("leech")
         else:
-            points = build_code(config.code, config.dim, config.size, config.seed)
+            given = {"dim": config.dim, "size": config.size}
+            known = {key: value for key, value in given.items() if value is not None}
+            points = build_code(config.code, **known, seed=config.seed)
         super().__init__(
             points.dim,
             (points.size,),

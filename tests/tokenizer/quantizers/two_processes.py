@@ -1,0 +1,102 @@
+"""Program of test_processes.py: trains quantizers for three steps on one of several processes.
+
+`python two_processes.py RANK WORLD_SIZE FOLDER` writes losses, gradients and state to FOLDER.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from tokenizer.quantizers import build_quantizer, connect_processes
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bsq": {"kind": "bsq", "num_bits": 6, "group_bits": 3},
+    "lfq": {"kind": "lfq", "num_bits": 6},
+    "vq": {"kind": "vq", "dim": 6, "codebook_size": 32},
+    "vq_ema": {
+        "kind": "vq_ema",
+        "dim": 6,
+        "codebook_size": 32,
+        "decay": 0.5,
+        "revival_threshold": 0.4,
+    },
+    "simvq": {"kind": "simvq", "dim": 6, "codebook_size": 32},
+    "gsq": {"kind": "gsq", "dim": 6, "groups": 2, "codebook_size": 16},
+    "lgq": {"kind": "lgq", "dim": 6, "codebook_size": 32, "chunk_elements": 640},
+    "spherical": {"kind": "leech", "commitment_weight": 1.0},
+}
+BATCH, STEPS = 48, 3
+
+
+class Autoencoder(nn.Module):
+    """A linear map, a quantizer and the loss of a sum over channels."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.quantizer = build_quantizer(config)
+        self.encoder = nn.Linear(5, self.quantizer.dim)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(3)
+            for parameter in self.encoder.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        quantized = self.quantizer(self.encoder(x))
+        error = (quantized.z_q.sum(-1) - x.sum(-1)).square().mean()
+        return error + self.quantizer.total_loss(quantized.losses), quantized.losses
+
+
+def train(config: dict[str, Any], rank: int, world_size: int) -> dict[str, Tensor]:
+    model = Autoencoder(config)
+    quantizer = model.quantizer
+    connect_processes(model)
+    x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(7))
+    # Unequal shares only where rows are gathered: means over processes assume equal ones.
+    shares = [BATCH // 3, BATCH - BATCH // 3] if world_size == 2 else [BATCH]
+    quantizer.init_from_data(model.encoder(x.split(shares)[rank]).detach())
+    wrapped = DistributedDataParallel(model) if world_size > 1 else model
+    result: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        quantizer.schedule(step, STEPS)
+        batch = x.roll(step, 0).chunk(world_size)[rank]
+        model.zero_grad()
+        # Two micro-batches would synchronise twice; one is what this test is about.
+        loss, losses = wrapped(batch)
+        loss.backward()
+        for name, value in losses.items():
+            result[f"{step}.loss.{name}"] = quantizer.reduce_mean(value.detach())
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            result[f"{step}.grad.{name}"] = parameter.grad.clone()
+            with torch.no_grad():
+                parameter -= 0.01 * parameter.grad
+        quantizer.after_step()
+    for name, value in model.state_dict().items():
+        result[f"state.{name}"] = value.clone()
+    return result
+
+
+def main() -> None:
+    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+        )
+    results = {name: train(config, rank, world_size) for name, config in CONFIGS.items()}
+    torch.save(results, folder / f"{world_size}-{rank}.pt")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
