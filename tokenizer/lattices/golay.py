@@ -1,8 +1,8 @@
 """The extended binary Golay code [24, 12, 8] in Turyn form |a+x|b+x|a+b+x| (Turyn 1967).
 
-A word is three bricks of eight coordinates. Brick coordinate k is a vector of F2^3, a brick word is one
-byte (bit k = coordinate k), and `(x, a)` labels a brick word modulo complement. All tables here are
-constants of the code; nothing depends on a lattice.
+A word is three bricks of eight coordinates. Brick coordinate k is a vector of F2^3, a brick word is
+one byte (bit k = coordinate k), and `(x, a)` labels a brick word modulo complement. All tables here
+are constants of the code; nothing depends on a lattice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NUM_OCTADS = 759
 # The two [8, 4, 4] Hamming codes, modulo the all-ones byte, that meet only in {0, ~0}.
 # Bit k of LINEAR_WORDS[a] is the parity of a & k.
 LINEAR_WORDS = (0x00, 0xAA, 0xCC, 0x66, 0xF0, 0x5A, 0x3C, 0x96)
-# Bit k of CUBIC_WORDS[x] is Tr(beta_x k^3) in F8 = F2[t] / (t^3 + t + 1), with the basis beta dual to the
-# linear words: |LINEAR_WORDS[a] & CUBIC_WORDS[x]| = <a, x> mod 2.
+# Bit k of CUBIC_WORDS[x] is Tr(beta_x k^3) in F8 = F2[t] / (t^3 + t + 1), with the basis beta dual
+# to the linear words: |LINEAR_WORDS[a] & CUBIC_WORDS[x]| = <a, x> mod 2.
 CUBIC_WORDS = (0x00, 0x56, 0x9C, 0xCA, 0x78, 0x2E, 0xE4, 0xB2)
 
 
@@ -48,7 +48,7 @@ def support(word: int) -> tuple[int, ...]:
 
 
 def tetrad_labels(x: int) -> tuple[int, ...]:
-    """For x != 0, the four a with <a, x> = 0, as the linear span (0, u, v, u ^ v) of the two smallest.
+    """For x != 0, the four a with <a, x> = 0: the span (0, u, v, u ^ v) of the two smallest.
 
     Brick words `(x, a)` with these labels are a tetrad and its complement.
     """
@@ -70,7 +70,7 @@ def pair(x: int, t: int) -> tuple[int, int]:
 
 
 def tetrad(x: int, t: int, complemented: int) -> tuple[int, ...]:
-    """Coordinates of tetrad class t: labels `tetrad_labels(x)[t]` for x != 0, a = t + 1 for x = 0."""
+    """Coordinates of tetrad class t: a = `tetrad_labels(x)[t]`, or t + 1 for x = 0."""
     word = brick_word(x, tetrad_labels(x)[t] if x else t + 1)
     return support(word ^ (0xFF if complemented else 0))
 

@@ -1,7 +1,7 @@
 """The 196,560 minimal vectors of the Leech lattice as a spherical code: order, search, neighbours.
 
-Integer coordinates of squared norm 32; unit vectors are these divided by sqrt(32). The order is that of
-`leech_order` (version `ORDER_VERSION`), the search that of `leech_search`.
+Integer coordinates of squared norm 32; unit vectors are these divided by sqrt(32). The order is that
+of `leech_order` (version `ORDER_VERSION`), the search that of `leech_search`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def prepare_vectors(z: Tensor) -> Tensor:
 def nearest(z: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Indices `(...)` int64 of the codes with the largest inner product with `z` `(..., 24)`.
 
-    Exact, computed in float32 (float64 for float64 input) whatever autocast or TF32 say; ties, as for
-    the zero vector, go to the lowest index. The result does not depend on the length of `z`.
+    Exact, computed in float32 (float64 for float64 input) whatever autocast or TF32 say; ties, as
+    for the zero vector, go to the lowest index. A vector's result does not depend on the others.
 
     Args:
         z: any floating dtype, any leading shape, also empty.

@@ -38,12 +38,8 @@ TYPE_RANGES = {2: (0, START_3), 3: (START_3, START_4), 4: (START_4, NUM_CODES)}
 def _tables() -> dict[str, Tensor]:
     labels = [golay.brick_labels(word) for word in range(256)]
     brick = [golay.brick_word(x, a) for x in range(8) for a in range(8)]
-    tetrad = [0] * 4 + [
-        golay.brick_word(x, a) for x in range(1, 8) for a in golay.tetrad_labels(x)
-    ]
-    pair = [0] * 4 + [
-        sum(1 << k for k in golay.pair(x, t)) for x in range(1, 8) for t in range(4)
-    ]
+    tetrad = [0] * 4 + [golay.brick_word(x, a) for x in range(1, 8) for a in golay.tetrad_labels(x)]
+    pair = [0] * 4 + [sum(1 << k for k in golay.pair(x, t)) for x in range(1, 8) for t in range(4)]
     spread = torch.zeros(256, 16, dtype=torch.int64)  # tetrad, four sign bits -> minus byte
     position = torch.zeros(256, 8, dtype=torch.int64)  # k-th set bit of a byte
     for word in range(256):
@@ -51,7 +47,9 @@ def _tables() -> dict[str, Tensor]:
         position[word, : len(places)] = torch.tensor(places, dtype=torch.int64)
         if len(places) == 4:
             for bits in range(16):
-                spread[word, bits] = sum(1 << k for n, k in enumerate(places) if bits >> (3 - n) & 1)
+                spread[word, bits] = sum(
+                    1 << k for n, k in enumerate(places) if bits >> (3 - n) & 1
+                )
     class_of = torch.zeros(8, 8, dtype=torch.int64)  # (x, a) -> t
     for x in range(1, 8):
         for t in range(4):
@@ -274,5 +272,7 @@ def rank(vectors: Tensor) -> Tensor:
     exact = known & (unrank(indices.where(known, 0)) == flat).all(1)
     if not bool(exact.all()):
         wrong = int((~exact).nonzero()[0, 0])
-        raise ValueError(f"vector {wrong} is not one of the {NUM_CODES} codes: {flat[wrong].tolist()}")
+        raise ValueError(
+            f"vector {wrong} is not one of the {NUM_CODES} codes: {flat[wrong].tolist()}"
+        )
     return indices.view(vectors.shape[:-1]).to(vectors.device)

@@ -1,8 +1,9 @@
 """From the winning group of codes to the code: the second half of the nearest-code search.
 
-Each function rebuilds, for N vectors of one family, the remaining labels and signs of the best code and
-returns its canonical index (the formulas of `leech_order`). Ties go to the lowest index throughout:
-`argmax` returns the first maximum, and the digits of the index are decided most significant first.
+Each function rebuilds, for N vectors of one family, the remaining labels and signs of the best code
+and returns its canonical index (the formulas of `leech_order`). Ties go to the lowest index:
+`max` names the first maximum, and the digits of an index are decided most significant first.
+Vectors are columns, `(24, N)`.
 """
 
 from __future__ import annotations
@@ -19,131 +20,134 @@ from tokenizer.lattices.leech_order import START_2B, START_2C, START_3, START_4
 
 @dataclass(frozen=True)
 class _Tables:
-    signs: Tensor  # (8, 8, 8) int8: ±1 of brick word (x, a)
-    pairs: Tensor  # (8, 2, 4) coordinates i, j of the pair classes t of x
-    tetrads: Tensor  # (8, 7, 2, 4) coordinates of tetrad class t of x, and of its complement
+    """Coordinates and signs by label, on one device."""
+
+    signs: Tensor  # (8 k, 8 x, 8 a) int8: sign of coordinate k in brick word (x, a)
+    pairs: Tensor  # (2, 4 t, 8 x) coordinates i, j of pair class t of x
+    tetrads: Tensor  # (4, 2, 7 t, 8 x) coordinates of tetrad class t of x, and of its complement
     xor: Tensor  # (8, 8)
 
 
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> _Tables:
-    signs = [
-        [[1 - 2 * (golay.brick_word(x, a) >> k & 1) for k in range(8)] for a in range(8)]
-        for x in range(8)
-    ]
-    pairs = torch.zeros(8, 2, 4, dtype=torch.int64)
-    tetrads = torch.zeros(8, 7, 2, 4, dtype=torch.int64)
+    signs = torch.zeros(8, 8, 8, dtype=torch.int8)
+    pairs = torch.zeros(2, 4, 8, dtype=torch.int64)
+    tetrads = torch.zeros(4, 2, 7, 8, dtype=torch.int64)
     for x in range(8):
+        for a in range(8):
+            word = golay.brick_word(x, a)
+            signs[:, x, a] = torch.tensor([1 - 2 * (word >> k & 1) for k in range(8)])
         for t in range(4 if x else 7):
             if x:
-                pairs[x, :, t] = torch.tensor(golay.pair(x, t))
+                pairs[:, t, x] = torch.tensor(golay.pair(x, t))
             for complemented in (0, 1):
-                tetrads[x, t, complemented] = torch.tensor(golay.tetrad(x, t, complemented))
+                tetrads[:, complemented, t, x] = torch.tensor(golay.tetrad(x, t, complemented))
     xor = torch.arange(8)[:, None] ^ torch.arange(8)
-    return _Tables(
-        signs=torch.tensor(signs, dtype=torch.int8, device=device),
-        pairs=pairs.to(device),
-        tetrads=tetrads.to(device),
-        xor=xor.to(device),
-    )
+    return _Tables(*(table.to(device) for table in (signs, pairs, tetrads, xor)))
 
 
 def _roles(vectors: Tensor, p: Tensor) -> Tensor:
-    """`(N, 24)` -> bricks p, q1, q2 as `(N, 3, 8)`."""
-    role = (p[:, None] + torch.arange(3, device=p.device)) % 3
-    return vectors.view(-1, 3, 8).gather(1, role[:, :, None].expand(-1, -1, 8))
+    """Bricks p, q1, q2 as `(3, 8, N)`."""
+    role = (p + torch.arange(3, device=p.device)[:, None]) % 3
+    return vectors.view(3, 8, -1).gather(0, role[:, None].expand(-1, 8, -1))
 
 
-def _best_signs(values: Tensor, parity: Tensor) -> tuple[Tensor, Tensor]:
-    """Best sign choice of `values` `(..., n)` with a given parity of minus signs.
+def _pick(table: Tensor, row: Tensor) -> Tensor:
+    """`table[row[n], n]` of a table `(rows, N)`."""
+    return table.gather(0, row[None])[0]
 
-    Returns:
-        Its score, and the minus bits of all but the last value, the first one highest.
-    """
+
+def _sign_score(values: Tensor, parity: Tensor | int) -> Tensor:
+    """Largest sum of ±`values` `(n, ..., N)` whose number of minus signs has the given parity."""
     size = values.abs()
-    minus = (values < 0).long()
-    count = values.shape[-1]
-    wrong = (minus.sum(-1) & 1) != parity
-    least = size.amin(-1)
-    score = size.sum(-1) - 2 * least * wrong
-    weight = (1 << torch.arange(count - 1, -1, -1, device=values.device)) >> 1
+    wrong = ((values < 0).to(values.dtype).sum(0) % 2) != parity
+    return size.sum(0) - 2 * size.amin(0) * wrong
+
+
+def _sign_bits(values: Tensor, parity: Tensor | int) -> Tensor:
+    """Minus bits of all but the last value in the best such sum, the first one highest."""
+    size, minus = values.abs(), (values < 0).to(values.dtype)
+    wrong = (minus.sum(0) % 2) != parity
+    weight = [2 ** (len(values) - 1 - k) // 2 for k in range(len(values))]
+    weights = torch.tensor(weight, dtype=values.dtype, device=values.device)[:, None]
     # The cheapest flip; among equals the one that leaves the smallest bits.
-    change = (weight * (1 - 2 * minus)).masked_fill(size != least[..., None], 1 << count)
-    return score, (weight * minus).sum(-1) + change.amin(-1) * wrong
+    change = (weights * (1 - 2 * minus)).masked_fill(size != size.amin(0), 2.0 ** len(values))
+    return ((weights * minus).sum(0) + change.amin(0) * wrong).long()
 
 
 def _type_2a(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    score, bits = _best_signs(vectors.view(-1, 3, 8), torch.zeros_like(group)[:, None])
-    p = score.argmax(1)
-    return p * 128 + bits.gather(1, p[:, None])[:, 0]
+    bricks = vectors.view(3, 8, -1).transpose(0, 1)
+    p = _sign_score(bricks, 0).max(0).indices
+    brick = bricks.gather(1, p.expand(8, 1, -1))[:, 0]
+    return p * 128 + _sign_bits(brick, 0)
 
 
 def _type_2b(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    tetrads = _tables(vectors.device).tetrads[0].flatten()  # (7 * 2 * 4,)
-    values = vectors.view(-1, 3, 8)[:, :, tetrads].view(-1, 3, 7, 1, 2, 4)
+    tables = _tables(vectors.device)
+    values = vectors.view(3, 8, -1)[:, tables.tetrads[:, :, :, 0].flatten()].view(3, 4, 2, 7, 1, -1)
     parity = torch.arange(2, device=vectors.device)[:, None]
-    score, bits = _best_signs(values.expand(-1, -1, -1, 2, -1, -1), parity)
-    score, flip = score.max(-1)  # (N, 3, 7, 2): brick, a - 1, parity
-    code = flip * 8 + bits.gather(-1, flip[..., None])[..., 0]
-    pair_score = score[:, [1, 2, 0]] + score[:, [2, 0, 1]]
-    best = pair_score.flatten(1).argmax(1)
-    p, class_ = best // 14, best % 14
-    row = torch.arange(len(best), device=best.device)
-    code = code.flatten(2)
-    f1, f2 = code[row, (p + 1) % 3, class_], code[row, (p + 2) % 3, class_]
-    return START_2B + (best * 16 + f1) * 16 + f2
+    score = _sign_score(values.transpose(0, 1), parity).amax(1)  # (3 bricks, 7 a, 2 parities, N)
+    sums = score.roll(-1, 0) + score.roll(-2, 0)  # bricks q1 and q2 of every p
+    best = sums.flatten(0, 2).max(0).indices
+    p, t, pi = best // 14, best // 2 % 7, best % 2
+    tetrad = tables.tetrads[:, :, t, 0].flatten(0, 1)
+    for brick in _roles(vectors, p)[1:]:
+        h, k3 = _best_half(brick.gather(0, tetrad).view(4, 2, -1), pi)
+        best = best * 16 + h * 8 + k3
+    return START_2B + best
 
 
-def _convolve(features: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Best label b of brick q1 and the minus bits of q1, q2, from signed scores `(N, 2, 8)`."""
-    first = features[:, 0]
-    second = features[:, 1].gather(1, _tables(features.device).xor[c])
-    b = (first.abs() + second.abs()).argmax(1)
-    s1, s2 = (side.gather(1, b[:, None])[:, 0] < 0 for side in (first, second))
-    return b, 2 * s1.long() + s2.long()
+def _best_half(halves: Tensor, parity: Tensor) -> tuple[Tensor, Tensor]:
+    """The better of a tetrad and its complement `(4, 2, N)`, and its minus bits."""
+    score = _sign_score(halves, parity)
+    h = (score[1] > score[0]).long()
+    tetrad = halves.gather(1, h.expand(4, 1, -1))[:, 0]
+    return h, _sign_bits(tetrad, parity)
+
+
+def _best_sides(first: Tensor, second: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Best label b of brick q1, and the minus bits of q1 and q2, from signed scores `(8, N)`."""
+    second = second.gather(0, _tables(first.device).xor[:, c])
+    b = (first.abs() + second.abs()).max(0).indices
+    return b, 2 * (_pick(first, b) < 0) + (_pick(second, b) < 0)
 
 
 def _type_2c(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
     tables = _tables(vectors.device)
     x, p, c = group - 1, label >> 3, label & 7
     roles = _roles(vectors, p)
-    pairs = tables.pairs[x].view(-1, 1, 8).expand(-1, 2, -1)
-    i, j = roles[:, 1:].gather(2, pairs).view(-1, 2, 2, 4).unbind(2)
-    b, signs = _convolve(torch.stack([i + j, i - j], dim=-1).flatten(2), c)
-    tetrad = tables.tetrads[x, c >> 1].flatten(1)
-    values = roles[:, 0].gather(1, tetrad).view(-1, 2, 4)
-    score, bits = _best_signs(values, (c & 1)[:, None])
-    h = (score[:, 1] > score[:, 0]).long()
-    k3 = bits.gather(1, h[:, None])[:, 0]
+    pairs = tables.pairs[:, :, x].flatten(0, 1)
+    i, j = roles[1:].gather(1, pairs.expand(2, -1, -1)).view(2, 2, 4, -1).unbind(1)
+    sides = torch.stack([i + j, i - j], dim=2).flatten(1, 2)  # (2, 8, N)
+    b, signs = _best_sides(sides[0], sides[1], c)
+    tetrad = tables.tetrads[:, :, c >> 1, x].flatten(0, 1)
+    h, k3 = _best_half(roles[0].gather(0, tetrad).view(4, 2, -1), c & 1)
     return START_2C + (((((x - 1) * 3 + p) * 8 + c) * 8 + b) * 2 + h) * 32 + k3 * 4 + signs
 
 
 def _type_3(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    tables = _tables(vectors.device)
+    signs = _tables(vectors.device).signs
     x, p, c = group - 9, label >> 3, label & 7
     roles = _roles(vectors, p)
-    words = roles[:, 1:] * tables.signs[x, 0][:, None]
-    for _ in range(3):  # Walsh-Hadamard transform: one bit of the label a stage
-        even, odd = words[..., 0::2], words[..., 1::2]
-        words = torch.cat([even + odd, even - odd], dim=-1)
-    b, signs = _convolve(words, c)
-    signed = roles[:, 0] * tables.signs[x, c]
-    total = signed.sum(1)
-    flip = 4 * signed.amax(1) - total > total - 4 * signed.amin(1)
-    i = torch.where(flip[:, None], -signed, signed).argmin(1)
-    s = flip.long() * 4 + signs
-    return START_3 + ((((x * 3 + p) * 8 + c) * 8 + b) * 8 + s) * 8 + i
+    sides = roles[1:].transpose(0, 1) * signs[:, x, 0][:, None]  # (8, 2, N)
+    for _ in range(3):  # Walsh-Hadamard transform: each stage makes one bit of the label
+        even, odd = sides[0::2], sides[1::2]
+        sides = torch.cat([even + odd, even - odd])
+    b, minus = _best_sides(sides[:, 0], sides[:, 1], c)
+    signed = roles[0] * signs[:, x, c]
+    total = signed.sum(0)
+    flip = 4 * signed.amax(0) - total > total - 4 * signed.amin(0)
+    i = torch.where(flip, signed, -signed).max(0).indices
+    return START_3 + ((((x * 3 + p) * 8 + c) * 8 + b) * 8 + 4 * flip + minus) * 8 + i
 
 
 def _type_4(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
     size = vectors.abs()
-    first = size.argmax(1, keepdim=True)
-    second = size.scatter(1, first, -1.0).argmax(1, keepdim=True)
-    places = torch.cat([first, second], dim=1)
-    i, j = places.amin(1), places.amax(1)
-    minus_i, minus_j = (vectors.gather(1, k[:, None])[:, 0] < 0 for k in (i, j))
-    pair = torch.div(i * (47 - i), 2, rounding_mode="floor") + j - i - 1
-    return START_4 + 4 * pair + 2 * minus_i.long() + minus_j.long()
+    first = size.max(0).indices
+    second = size.scatter(0, first[None], -1.0).max(0).indices
+    i, j = torch.minimum(first, second), torch.maximum(first, second)
+    minus = 2 * (_pick(vectors, i) < 0) + (_pick(vectors, j) < 0)
+    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + minus
 
 
 # First and last + 1 group, and whether the family is of type 3.
@@ -157,7 +161,7 @@ _FAMILIES = (
 
 
 def traceback(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    """Canonical indices `(N,)` of the best codes of vectors `(N, 24)`, given each one's group.
+    """Canonical indices `(N,)` of the best codes of vectors `(24, N)`, given group and label.
 
     On a CPU each family's function sees its own vectors only. Elsewhere all of them see all vectors
     and the right answer is selected, which needs no word from the device.
@@ -169,7 +173,7 @@ def traceback(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Ten
         if group.device.type == "cpu":
             rows = member.nonzero()[:, 0]
             if len(rows):
-                indices[rows] = family(vectors[rows], group[rows], label[rows])
+                indices[rows] = family(vectors[:, rows], group[rows], label[rows])
         else:
             inside = group.clamp(first, stop - 1)
             indices = torch.where(member, family(vectors, inside, label), indices)
