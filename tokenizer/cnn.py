@@ -1,8 +1,8 @@
-"""The convolutional autoencoder: images (B, 3, H, W) to latents (B, C, H/stride, W/stride) and back.
+"""The convolutional autoencoder: images (B, 3, H, W) to latents (B, C, H/stride, W/stride).
 
-The backbone of the latent-diffusion and VAR tokenizers: residual blocks with GroupNorm and SiLU, strided
-convolutions down, nearest-neighbour upsampling up, no attention. `patch_size` folds pixels into
-channels first, which moves the work to grids where a CPU or GPU is busiest.
+The backbone of the latent-diffusion and VAR tokenizers: residual blocks with GroupNorm and SiLU,
+strided convolutions down, nearest-neighbour upsampling up, no attention. `patch_size` folds pixels
+into channels first, which moves the work to grids where a CPU or GPU is busiest.
 """
 
 from __future__ import annotations

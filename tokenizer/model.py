@@ -1,4 +1,4 @@
-"""ImageTokenizer: images to token pyramids and back; the only stage-1 object the other stages see."""
+"""ImageTokenizer: images to token pyramids and back, all that other stages see of stage 1."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One training pass: images (B, 3, H, W) not clamped, tokens, quantizer loss, detached stats."""
+    """One training pass: images (B, 3, H, W) not clamped, tokens, quantizer loss, stats."""
 
     images: Tensor
     tokens: TokenPyramid

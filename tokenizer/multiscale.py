@@ -1,7 +1,7 @@
 """The multiscale residual pyramid: a latent map becomes one token map per scale, coarse to fine.
 
-At scale k the running residual is averaged down to the k-th grid, quantized by the leaf, scaled by the
-gain of that scale, interpolated back to the latent grid and subtracted (VAR, arXiv 2404.02905,
+At scale k the running residual is averaged down to the k-th grid, quantized by the leaf, scaled by
+the gain of that scale, interpolated back to the latent grid and subtracted (VAR, arXiv 2404.02905,
 algorithm 1; without phi convolutions as in arXiv 2512.14697). The leaf is any `Quantizer`.
 
 Shapes: B batch, C code channels, S latent side, n_k = scales[k]^2, G codebooks of a token.
@@ -28,8 +28,8 @@ from tokenizer.tokens import TokenPyramid, TokenSpec
 class PyramidConfig:
     """Scales and what a unit code weighs at each of them.
 
-    A unit code cannot shrink a residual below about 0.64 however many scales follow, so the latent is
-    put on a sphere of a known `radius` and every scale owns a gain. `radius=None` leaves the
+    Unit codes cannot shrink a residual below about 0.64 however many scales follow, so the latent
+    is put on a sphere of a known `radius` and every scale owns a gain. `radius=None` leaves the
     encoder's norm alone.
     """
 
@@ -67,7 +67,7 @@ class PyramidState:
 
 @dataclass(frozen=True)
 class PyramidQuantized:
-    """`z_q` (B, C, S, S) with the straight-through gradient; indices; weighted loss; detached stats."""
+    """`z_q` (B, C, S, S) with the straight-through gradient; tokens; weighted loss; stats."""
 
     z_q: Tensor
     tokens: TokenPyramid
@@ -132,12 +132,12 @@ class MultiScaleQuantizer(nn.Module):
                 indices.append(quantized.indices)
                 loss = loss + self._prefix_loss(f_hat, target) / len(self.config.scales)
                 stats[f"residual_norm_{k}"] = (target - f_hat).detach().norm(dim=1).mean()
-            # Value f_hat exactly; identity gradient to the latent, direct gradient to gains and codes.
+            # Value f_hat; identity gradient to the latent, direct gradient to gains and codes.
             z_q = f_hat + (target - target.detach())
         return PyramidQuantized(z_q, TokenPyramid.from_scales(indices, self.spec), loss, stats)
 
     def _prefix_loss(self, f_hat: Tensor, target: Tensor) -> Tensor:
-        """Pulls gains (and learned codes) towards the latent and, lightly, the latent to its code."""
+        """Pulls gains (and learned codes) to the latent and, lightly, the latent to its code."""
         fit = F.mse_loss(f_hat, target.detach())
         return fit + self.config.commitment_weight * F.mse_loss(f_hat.detach(), target)
 
@@ -214,7 +214,8 @@ class MultiScaleQuantizer(nn.Module):
         size = self.spec.latent_size
         if tuple(latent.shape[1:]) != (self.spec.code_dim, size, size):
             raise ValueError(
-                f"latent must be (B, {self.spec.code_dim}, {size}, {size}), got {tuple(latent.shape)}"
+                f"latent must be (B, {self.spec.code_dim}, {size}, {size}), "
+                f"got {tuple(latent.shape)}"
             )
 
 

@@ -50,7 +50,7 @@ class TokenizerTask(Task):
 
     Args:
         config: the run.
-        eval_data: held-out images; the first `num_eval_images` are reconstructed at each evaluation.
+        eval_data: held-out images; each evaluation reconstructs the first `num_eval_images`.
     """
 
     def __init__(self, config: TokenizerTrainingConfig, eval_data: ImageDataset) -> None:
