@@ -1,6 +1,6 @@
-"""Program of test_processes.py: trains quantizers for three steps on one of several processes.
+"""Program of test_processes.py: trains quantizers for three steps on one of two processes.
 
-`python two_processes.py RANK WORLD_SIZE FOLDER` writes losses, gradients and state to FOLDER.
+`python two_processes.py RANK FOLDER` writes losses, gradients and state to FOLDER/RANK.pt.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(config: dict[str, Any], rank: int, world_size: int) -> dict[str, Tenso
     quantizer = model.quantizer
     connect_processes(model)
     x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(7))
-    # Unequal shares only where rows are gathered: means over processes assume equal ones.
+    # Gathered rows may be shared unequally; the means of a step assume equal shares.
     shares = [BATCH // 3, BATCH - BATCH // 3] if world_size == 2 else [BATCH]
     quantizer.init_from_data(model.encoder(x.split(shares)[rank]).detach())
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
@@ -69,7 +69,6 @@ def train(config: dict[str, Any], rank: int, world_size: int) -> dict[str, Tenso
         quantizer.schedule(step, STEPS)
         batch = x.roll(step, 0).chunk(world_size)[rank]
         model.zero_grad()
-        # Two micro-batches would synchronise twice; one is what this test is about.
         loss, losses = wrapped(batch)
         loss.backward()
         for name, value in losses.items():
@@ -86,16 +85,14 @@ def train(config: dict[str, Any], rank: int, world_size: int) -> dict[str, Tenso
 
 
 def main() -> None:
-    rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    if world_size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-        )
-    results = {name: train(config, rank, world_size) for name, config in CONFIGS.items()}
-    torch.save(results, folder / f"{world_size}-{rank}.pt")
-    if world_size > 1:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    results = {name: train(config, rank, 2) for name, config in CONFIGS.items()}
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
