@@ -1,1 +1,21 @@
 """Generator and tokenizer to images, and how good they are."""
+
+from sampling.generate import (
+    Generated,
+    SamplingConfig,
+    ScaleStep,
+    generate,
+    generate_progressively,
+)
+from sampling.guidance import var_guidance
+from sampling.pipeline import Pipeline
+
+__all__ = [
+    "Generated",
+    "Pipeline",
+    "SamplingConfig",
+    "ScaleStep",
+    "generate",
+    "generate_progressively",
+    "var_guidance",
+]

@@ -1,0 +1,162 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.extractors import EfficientNetLite0Features
+from common.features import EfficientNetLite0Perceptual
+from common.images import from_uint8, to_uint8
+from common.metrics import psnr, ssim
+from common.reference import TensorImages
+from tokenizer.cnn import CNNConfig
+from tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer, scale_report
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import build_quantizer
+from tokenizer.tokens import TokenPyramid, TokenSpec
+
+FAST = EfficientNetLite0Features(size=32)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> ImageTokenizer:
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        image_size=16,
+        pyramid=PyramidConfig(scales=(1, 2, 4)),
+        autoencoder=CNNConfig(channels=(8, 8), patch_size=2, encoder_blocks=1, groups=4),
+    )
+    return ImageTokenizer(config)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+def test_pixel_metrics_are_those_of_encode_and_decode(
+    image_tokenizer: ImageTokenizer, images: Tensor
+) -> None:
+    image_tokenizer.train()
+    config = TokenizerEvaluationConfig(extractor=None, batch_size=7)
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    assert image_tokenizer.training
+    image_tokenizer.eval()
+    tokens = image_tokenizer.encode(from_uint8(images))
+    decoded = to_uint8(image_tokenizer.decode(tokens))
+    assert result.psnr == pytest.approx(psnr(decoded, images).mean().item(), rel=1e-4)
+    assert result.ssim == pytest.approx(ssim(decoded, images).mean().item(), rel=1e-3, abs=1e-4)
+    first = to_uint8(image_tokenizer.decode_prefixes(tokens)[0])
+    expected = psnr(first, images).mean().item()
+    assert result.scales[0].prefix_psnr == pytest.approx(expected, rel=1e-4)
+    assert result.scales[-1].prefix_psnr == result.psnr
+    assert result.rfid is None
+    assert result.perceptual is None
+
+
+def test_rates_follow_from_the_spec(image_tokenizer: ImageTokenizer, images: Tensor) -> None:
+    config = TokenizerEvaluationConfig(extractor=None)
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    assert result.bits_per_image == pytest.approx(21 * math.log2(196_560))
+    assert result.bits_per_pixel == pytest.approx(result.bits_per_image / 256)
+    assert [scale.side for scale in result.scales] == [1, 2, 4]
+    assert [scale.num_tokens for scale in result.scales] == [20, 80, 320]
+    total = sum(s.entropy_bits * s.side**2 for s in result.scales)
+    assert result.entropy_bits_per_image == pytest.approx(total)
+    used = [scale.codes_used for scale in result.scales]
+    assert max(used) <= result.codebook_usage * 196_560 + 1e-6 <= sum(used)
+
+
+def test_rfid_protocol_and_file(
+    image_tokenizer: ImageTokenizer, images: Tensor, tmp_path: Path
+) -> None:
+    config = TokenizerEvaluationConfig(
+        extractor=FAST, perceptual=EfficientNetLite0Perceptual(min_size=None), num_images=10
+    )
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    assert result.rfid is not None
+    assert result.rfid > 0
+    assert result.perceptual is not None
+    assert result.perceptual > 0
+    assert result.protocol["num_images"] == 10
+    assert result.protocol["num_available"] == 20
+    assert result.protocol["extractor"]["name"] == "efficientnet-lite0"
+    assert "rank" in result.protocol["warning"]
+    result.save(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["rfid"] == result.rfid
+
+
+def test_perfect_reconstruction_scores_perfectly(
+    image_tokenizer: ImageTokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = iter(range(0, 20, 5))
+
+    def perfect(tokens: TokenPyramid) -> list[Tensor]:
+        start = next(position)
+        return [from_uint8(images[start : start + 5])] * 3
+
+    monkeypatch.setattr(image_tokenizer, "decode_prefixes", perfect)
+    config = TokenizerEvaluationConfig(
+        extractor=FAST, perceptual=EfficientNetLite0Perceptual(), batch_size=5
+    )
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    assert result.psnr == 100
+    assert result.ssim == pytest.approx(1)
+    assert result.perceptual == 0
+    assert result.rfid == pytest.approx(0, abs=1e-4)
+
+
+def test_usage_and_entropy_of_known_tokens() -> None:
+    spec = TokenSpec(scales=(1, 2), codebook_sizes=(4, 8), code_dim=2, latent_size=2)
+    first = torch.tensor([[[0, 5]], [[0, 5]]])
+    second = torch.tensor([[[0, 1], [1, 1], [2, 1], [3, 1]], [[0, 2], [1, 2], [2, 2], [3, 2]]])
+    tokens = TokenPyramid.from_scales([first, second], spec)
+    coarse = scale_report(tokens, 0, prefix_psnr=10.0)
+    assert (coarse.codes_used, coarse.entropy_bits) == (2, 0)
+    fine = scale_report(tokens, 1, prefix_psnr=12.0)
+    assert fine.codes_used == 4 + 2
+    assert fine.usage == pytest.approx(6 / 12)
+    assert fine.entropy_bits == pytest.approx(2 + 1)
+    assert fine.num_tokens == 8
+
+
+@pytest.mark.parametrize("count", [21, 1000])
+def test_more_images_than_there_are(
+    image_tokenizer: ImageTokenizer, images: Tensor, count: int
+) -> None:
+    config = TokenizerEvaluationConfig(extractor=None, num_images=count)
+    with pytest.raises(ValueError, match=rf"\[2, 20\], .* got {count}"):
+        evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+
+
+def test_several_codebooks_evaluate_too(images: Tensor) -> None:
+    quantizer = {"kind": "bsq", "num_bits": 8, "num_codebooks": 2}
+    assert build_quantizer(quantizer).codebook_sizes == (16, 16)
+    torch.manual_seed(0)
+    model = ImageTokenizer.from_config_dict(
+        {
+            "image_size": 16,
+            "pyramid": {"scales": [1, 4]},
+            "autoencoder": {
+                "channels": [8, 8],
+                "patch_size": 2,
+                "encoder_blocks": 1,
+                "groups": 4,
+            },
+            "quantizer": quantizer,
+        }
+    )
+    config = TokenizerEvaluationConfig(extractor=None)
+    result = evaluate_tokenizer(model, TensorImages(images), config)
+    assert result.bits_per_image == pytest.approx(17 * 8)
+    assert 0 < result.codebook_usage <= 1
+    assert all(scale.entropy_bits <= 8 + 1e-9 for scale in result.scales)
