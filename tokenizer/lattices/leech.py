@@ -1,7 +1,7 @@
 """The 196,560 minimal vectors of the Leech lattice as a spherical code: order, search, neighbours.
 
-Integer coordinates of squared norm 32; unit vectors are these divided by sqrt(32). The order is that
-of `leech_order` (version `ORDER_VERSION`), the search that of `leech_search`.
+Integer coordinates of squared norm 32; unit vectors are these over sqrt(32). The order is that of
+`leech_order` (version `ORDER_VERSION`), the search that of `leech_search`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from tokenizer.lattices.leech_search import NUM_GROUPS, search
 __all__ = [
     "DIM",
     "NUM_CODES",
+    "NUM_NEIGHBORS",
     "ORDER_VERSION",
     "SQUARED_NORM",
     "TYPE_RANGES",
     "codebook",
     "nearest",
+    "neighbors",
+    "random_neighbor",
     "rank",
     "unrank",
 ]
+
+NUM_NEIGHBORS = 4_600  # the kissing number of the shell: codes at 60 degrees, inner product 16
+_NEIGHBOR_PRODUCT = 16
 
 
 def prepare_vectors(z: Tensor) -> Tensor:
@@ -80,3 +86,49 @@ def nearest(z: Tensor, *, chunk_size: int | None = None) -> Tensor:
         raise ValueError(f"chunk_size must be positive, got {chunk_size}")
     flat = prepare_vectors(z)
     return search(flat, flat, (0, NUM_GROUPS), chunk_size).view(z.shape[:-1])
+
+
+def _neighbor_table(indices: Tensor, codes: Tensor) -> Tensor:
+    """`(N, 4600)` sorted neighbours of N codes, given all codes in float32."""
+    # Small integers: exact in every floating dtype that autocast or TF32 might choose.
+    products = codes[indices] @ codes.T
+    return (products == _NEIGHBOR_PRODUCT).nonzero()[:, 1].view(-1, NUM_NEIGHBORS)
+
+
+def neighbors(index: int) -> Tensor:
+    """Indices `(4600,)` int64, ascending, of the codes nearest to a code (60 degrees away)."""
+    if not 0 <= index < NUM_CODES:
+        raise ValueError(f"index must lie in [0, {NUM_CODES}), got {index}")
+    return _neighbor_table(torch.tensor([index]), codebook().float())[0]
+
+
+@torch.no_grad()
+def random_neighbor(indices: Tensor, uniforms: Tensor, *, chunk_size: int = 64) -> Tensor:
+    """One of the 4,600 nearest codes of each index: number `floor(4600 u)` in ascending order.
+
+    Costs one product with all codes (9.4 MFLOP) an index, and `chunk_size` times 1 MB of memory.
+
+    Args:
+        indices: `(...)` int64.
+        uniforms: the same shape, in [0, 1); uniform numbers give uniform neighbours.
+
+    Raises:
+        ValueError: shapes that differ, or values out of range.
+    """
+    if indices.shape != uniforms.shape:
+        shapes = f"{tuple(indices.shape)} and {tuple(uniforms.shape)}"
+        raise ValueError(f"indices and uniforms must have one shape, got {shapes}")
+    if indices.numel() == 0:
+        return indices.clone()
+    flat, picks = indices.reshape(-1), (uniforms.reshape(-1) * NUM_NEIGHBORS).long()
+    if int(flat.min()) < 0 or int(flat.max()) >= NUM_CODES:
+        raise ValueError(f"indices must lie in [0, {NUM_CODES})")
+    if int(picks.min()) < 0 or float(uniforms.max()) >= 1:
+        raise ValueError("uniforms must lie in [0, 1)")
+    picks = picks.clamp(max=NUM_NEIGHBORS - 1)  # u just below 1 rounds up in half precision
+    codes = codebook(device=indices.device).float()
+    parts = [
+        _neighbor_table(rows, codes).gather(1, pick[:, None])[:, 0]
+        for rows, pick in zip(flat.split(chunk_size), picks.split(chunk_size), strict=True)
+    ]
+    return torch.cat(parts).view(indices.shape)

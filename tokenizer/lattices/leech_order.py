@@ -1,19 +1,22 @@
 """The 196,560 minimal vectors of the Leech lattice in a canonical, versioned order.
 
-Integer coordinates, squared norm 32. Three shapes, in this order: type 2 (±2^8, 0^16) on an octad of the
-Golay code with an even number of minus signs; type 3 (∓3, ±1^23), signs a Golay word and one coordinate
-times -3; type 4 (±4^2, 0^22). `unrank` and `rank` are closed forms: decoding needs no table of codes.
+Integer coordinates, squared norm 32. Three shapes, in this order: type 2 (±2^8, 0^16) on an octad
+of the Golay code with an even number of minus signs; type 3 (∓3, ±1^23), signs a Golay word and one
+coordinate times -3; type 4 (±4^2, 0^22). `unrank` and `rank` are closed forms: decoding needs no
+table of codes.
 
-Order, version 1 (bricks p, q1 = p+1, q2 = p+2 mod 3; sign bit 1 = minus; k3 = minus bits of the first three
-tetrad coordinates, first coordinate highest; labels as in `golay`):
-    type 2a      0 + p*128 + s7                  brick p full; s7 = minus bits of its coordinates 0..6
-    type 2b    384 + (((p*7+a-1)*2+pi)*16+f1)*16+f2       brick p empty, q1 and q2 carry tetrad (0, a),
-                                                          complemented if f>>3, k3 = f&7, sign parity pi
-    type 2c  11136 + (((((x-1)*3+p)*8+c)*8+b)*2+h)*32+k3*4+s1*2+s2     brick p: tetrad t of x, complemented
-               if h, c = 2t+pi; q1: pair t' of x, b = 2t'+pi', signs (s1, s1^pi'); q2: t^t' and pi^pi'
-    type 3   97152 + ((((x*3+p)*8+c)*8+b)*8+s)*8+i        labels c, b, b^c and complements s on p, q1, q2;
-                                                          coordinate i of brick p times -3
-    type 4  195456 + 4*(i*(47-i)/2+j-i-1) + 2*minus_i + minus_j
+Order, version 1 (bricks p, q1 = p+1, q2 = p+2 mod 3; sign bit 1 = minus; k3 = minus bits of the
+first three tetrad coordinates, first one highest; labels as in `golay`):
+    type 2a      0 + p*128 + s7
+        brick p full, s7 = minus bits of its coordinates 0..6
+    type 2b    384 + (((p*7 + a-1)*2 + pi)*16 + f1)*16 + f2
+        brick p empty; q1, q2: tetrad (0, a), complemented if f>>3, k3 = f&7, sign parity pi
+    type 2c  11136 + (((((x-1)*3 + p)*8 + c)*8 + b)*2 + h)*32 + k3*4 + s1*2 + s2
+        p: tetrad t of x, complemented if h, sign parity pi, c = 2t + pi;
+        q1: pair t' of x, signs (s1, s1^pi'), b = 2t' + pi'; q2: pair t^t', signs (s2, s2^pi^pi')
+    type 3   97152 + ((((x*3 + p)*8 + c)*8 + b)*8 + s)*8 + i
+        labels c, b, b^c and complements s on p, q1, q2; coordinate i of brick p times -3
+    type 4  195456 + 4*(i*(47-i)/2 + j-i-1) + 2*minus_i + minus_j
 """
 
 from __future__ import annotations
@@ -254,7 +257,7 @@ def rank(vectors: Tensor) -> Tensor:
     """Code indices `(...)` int64 of integer vectors `(..., 24)`: the inverse of `unrank`.
 
     Raises:
-        ValueError: a floating dtype, a last dimension other than 24, or a vector that is not a code.
+        ValueError: a floating dtype, a last dimension other than 24, or a vector that is no code.
     """
     if vectors.is_floating_point():
         raise ValueError(f"vectors must have an integer dtype, got {vectors.dtype}")
@@ -267,7 +270,7 @@ def rank(vectors: Tensor) -> Tensor:
         rows = (largest == size).nonzero()[:, 0]
         if len(rows):
             indices[rows] = encode(flat[rows])
-    # The closed forms read only what a code needs to be identified; decoding tells codes from the rest.
+    # The closed forms read no more than tells codes apart; decoding tells codes from the rest.
     known = (indices >= 0) & (indices < NUM_CODES)
     exact = known & (unrank(indices.where(known, 0)) == flat).all(1)
     if not bool(exact.all()):
