@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -30,7 +31,14 @@ STATE_FILE = "state.pt"
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
-class PretrainedModel(nn.Module, ModelHubMixin, ABC):
+class PretrainedModel(
+    nn.Module,
+    ModelHubMixin,
+    ABC,
+    library_name="lambda24",
+    paper_url="https://arxiv.org/abs/2512.14697",
+    pipeline_tag="unconditional-image-generation",
+):
     """A module that saves to and loads from a model folder or the Hugging Face Hub.
 
     `folder_name` is the subfolder this model has inside a run or pipeline folder.
@@ -202,7 +210,12 @@ class Checkpoints:
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
     def save(self, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
-        """Writes `state`, and only then removes all but the newest `keep` checkpoints."""
+        """Writes `state`, and only then removes all but the newest `keep` checkpoints.
+
+        Raises:
+            TypeError: something in `state` that `load` would refuse.
+        """
+        _check_plain(state, "state")
         with atomic_folder(self.path(step)) as folder:
             torch.save(dict(state), folder / STATE_FILE)
         for old in self.steps()[: -max(keep, 1)]:
@@ -218,9 +231,20 @@ class Checkpoints:
         file = self.path(step) / STATE_FILE
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
             raise ValueError(f"{file} is damaged and cannot be resumed from: {error}") from error
         return state
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif value is not None and type(value) not in (Tensor, nn.Parameter, int, float, bool, str):
+        raise TypeError(f"{where} is a {type(value)}, not a tensor or plain number")
 
 
 def _model_from_config(cls: type[Model], path: Path) -> Model:

@@ -1,0 +1,110 @@
+"""Run folders, speed, and the lines that are printed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import config_class
+from common.loop import LoopConfig, resolve_precision
+from common.tracking import Meter, RunFolder, flatten, memory_in_use, progress_text
+
+
+@config_class
+class Config:
+    loop: LoopConfig = LoopConfig(steps=10, batch_size=4)
+    width: int = 3
+    names: tuple[str, ...] = ()
+
+
+def test_config_is_compared(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match=r"no config\.yaml"):
+        folder.check_config(Config())
+    folder.start(Config(), 0)
+    folder.check_config(Config())
+    longer = LoopConfig(steps=20, batch_size=4, save_every=3, keep_checkpoints=7, log_every=1)
+    folder.check_config(Config(loop=longer))
+    with pytest.raises(ValueError, match="started with another config") as caught:
+        folder.check_config(Config(loop=LoopConfig(steps=10, batch_size=8), names=("a",)))
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert lines == [
+        "loop.batch_size: the run has 4, got 8",
+        "names: the run has [], got ['a']",
+    ]
+
+
+def test_metrics_are_cut_back_on_resume(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(Config(), 0)
+    for step in range(1, 6):
+        folder.append_metrics({"step": step, "loss": 1 / step})
+    with open(folder.metrics_file, "a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    folder.start(Config(), 3)
+    folder.append_metrics({"step": 4, "loss": float("nan")})
+    assert [record["step"] for record in folder.metrics()] == [1, 2, 3, 4]
+    assert folder.metrics()[2] == {"step": 3, "loss": 1 / 3}
+    assert folder.metrics()[3]["loss"] is None
+
+
+def test_log_goes_to_the_file_only_inside(tmp_path: Path) -> None:
+    logger = logging.getLogger("common.anything")
+    folder = RunFolder(tmp_path)
+    with folder.logging(enabled=True):
+        logger.info("inside %d", 1)
+        logging.getLogger("elsewhere").warning("not ours")
+    logger.info("outside")
+    with folder.logging(enabled=False):
+        logger.info("another rank")
+    text = (tmp_path / "log.txt").read_text()
+    assert "INFO common.anything: inside 1" in text
+    assert text.count("\n") == 1
+    assert not logging.getLogger("common").handlers
+
+
+def test_meter_leaves_out_the_first_steps() -> None:
+    meter = Meter(batch_size=32, total_steps=100)
+    for _ in range(3):
+        meter.add(100.0, 99.0)
+    assert meter.images_per_second == 0
+    assert meter.data_wait == 0
+    assert meter.seconds_left(3) is None
+    for _ in range(4):
+        meter.add(2.0, 0.5)
+    assert meter.images_per_second == 16
+    assert meter.data_wait == 0.25
+    assert meter.seconds_left(7) == 93 * 2.0
+
+
+def test_progress_text() -> None:
+    meter = Meter(batch_size=10, total_steps=200)
+    text = progress_text({"loss": 0.123456}, meter, 5, 3 * 2**29)
+    assert text == "step 5/200  loss 0.1235  0 images/s  data wait 0%  ETA ?  1.50 GiB"
+    for _ in range(4):
+        meter.add(0.5, 0.1)
+    text = progress_text({}, meter, 100, 0)
+    assert text == "step 100/200  20 images/s  data wait 20%  ETA 00:50  0.00 GiB"
+
+
+def test_memory_is_of_this_process() -> None:
+    before = memory_in_use(torch.device("cpu"))
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert memory_in_use(torch.device("cpu")) - before > 50 * 2**20
+    del block
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+        "a.b": 1,
+        "a.c.d": [2],
+        "e": None,
+    }
+
+
+def test_auto_precision_is_resolved() -> None:
+    assert resolve_precision("auto") in ("fp32", "bf16")
+    assert resolve_precision("fp32") == "fp32"
