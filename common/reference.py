@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from common.extractors import FeatureExtractor, ImageFeatures
 from common.metrics import FeatureStats, MomentAccumulator
@@ -145,11 +146,13 @@ def _reference_features(
     is_kept = torch.zeros(len(source), dtype=torch.bool)
     is_kept[spread(len(source), num_kept)] = True
     moments, kept, start = MomentAccumulator(), [], 0
-    for batch in image_batches(source, batch_size):
-        pooled = extractor(batch).pooled
-        moments.update(pooled)
-        kept.append(pooled[is_kept[start : start + len(batch)]])
-        start += len(batch)
+    with tqdm(total=len(source), unit="image", desc="reference features", leave=False) as bar:
+        for batch in image_batches(source, batch_size):
+            pooled = extractor(batch).pooled
+            moments.update(pooled)
+            kept.append(pooled[is_kept[start : start + len(batch)]])
+            start += len(batch)
+            bar.update(len(batch))
     return FeatureSet(moments.stats(), torch.cat(kept), None)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from tqdm import tqdm
 
 from common.config import config_class, to_dict
 from common.data import DataConfig
@@ -181,10 +182,12 @@ def _reconstruct(
     image_tokenizer: ImageTokenizer, source: ImageSource, batch_size: int
 ) -> Iterator[_Batch]:
     device = image_tokenizer.device
-    for images in image_batches(source, batch_size):
-        tokens = image_tokenizer.encode(from_uint8(images).to(device))
-        prefixes = [to_uint8(image).cpu() for image in image_tokenizer.decode_prefixes(tokens)]
-        yield _Batch(images, prefixes, tokens.to("cpu"))
+    with tqdm(total=len(source), unit="image", desc="reconstructing", leave=False) as bar:
+        for images in image_batches(source, batch_size):
+            tokens = image_tokenizer.encode(from_uint8(images).to(device))
+            prefixes = [to_uint8(image).cpu() for image in image_tokenizer.decode_prefixes(tokens)]
+            yield _Batch(images, prefixes, tokens.to("cpu"))
+            bar.update(len(images))
 
 
 class _Totals:
