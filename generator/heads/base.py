@@ -79,6 +79,18 @@ def head_linear(width: int, num_outputs: int) -> nn.Linear:
     return linear
 
 
+def head_outputs(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`hidden @ weight.T + bias` in float32 (float64 if the weights are), whatever the autocast."""
+    dtype = head_dtype(weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def head_dtype(weight: Tensor) -> torch.dtype:
+    """What a head computes in: its weights' dtype, but not below float32."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 class CategoricalDistribution(Distribution):
     """Dense logits.
 

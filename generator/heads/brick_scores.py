@@ -1,6 +1,6 @@
 """Scores of all that a brick of eight coordinates can hold, and of all codes as sums of three.
 
-The score of a code is the sum of 24 per-coordinate scores. The 2,513 brick vectors are grouped in
+The score of a code is the sum of 24 per-coordinate scores. The 2,641 brick vectors are grouped in
 classes whose members are listed in the order of the canonical index (see `leech_order`), so that
 the scores of all codes are broadcast sums written in order, and a code is drawn class by class.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from tokenizer.lattices import leech_order
@@ -28,13 +29,14 @@ SHAPES = {
     "one_four": (8, 2),  # one +-4: coordinate, sign
     "two_fours": (112,),  # two +-4
 }
+ROWS = 4  # tokens written at a time: 3 MiB
 START_2B, START_2C = leech_order.START_2B, leech_order.START_2C
 START_3, START_4 = leech_order.START_3, leech_order.START_4
 
 
 @dataclass(frozen=True)
 class BrickScores:
-    """Scores per kind of brick vector, each `(N, 3, *SHAPES[kind])`."""
+    """Scores per kind of brick vector of n tokens, each `(3, *SHAPES[kind], n)`."""
 
     plain: Tensor
     tripled: Tensor
@@ -50,61 +52,83 @@ class BrickScores:
 def brick_scores(scores: Tensor) -> BrickScores:
     """Sums of `scores (N, 24, 9)` over the coordinates of each brick vector.
 
-    Only gathers and additions: a row does not depend on the rows beside it.
+    Only gathers and additions: a token's sums do not depend on the tokens beside it.
     """
     tables = _tables(scores.device)
-    columns = scores.reshape(len(scores), 3, 72)
+    columns = scores.permute(1, 2, 0).reshape(3, 72, len(scores))
     halves = []
     for cells, vector_of in ((tables.low, tables.low_of), (tables.high, tables.high_of)):
-        cell = [columns.index_select(2, column) for column in cells.unbind(1)]
-        halves.append((cell[0] + cell[1] + cell[2] + cell[3]).index_select(2, vector_of))
+        cell = [columns.index_select(1, column) for column in cells.unbind(1)]
+        halves.append((cell[0] + cell[1] + cell[2] + cell[3]).index_select(1, vector_of))
     sizes = [torch.Size(shape).numel() for shape in SHAPES.values()]
-    parts = (halves[0] + halves[1]).split(sizes, dim=2)  # (N, 3, 2513)
+    parts = (halves[0] + halves[1]).split(sizes, dim=1)  # (3, 2641, n)
     shaped = zip(parts, SHAPES.values(), strict=True)
-    return BrickScores(*(part.unflatten(2, shape) for part, shape in shaped))
+    return BrickScores(*(part.unflatten(1, shape) for part, shape in shaped))
 
 
 def code_scores(scores: Tensor) -> Tensor:
     """Scores of all codes in canonical order, `(N, 24, 9)` -> `(N, 196560)`."""
     bricks = brick_scores(scores)
-    empty, empty1, empty2 = bricks_in_turn(bricks.empty)
-    _, first, second = bricks_in_turn(bricks.tetrad0)  # (N, 3, 14, 16)
-    parts = [
-        bricks.full + empty1 + empty2,
-        first[..., :, None] + second[..., None, :] + empty[..., None, None],
-        _merged(bricks.tetrad.unflatten(4, (16, 1, 1)), bricks.pair),
-        _merged(bricks.tripled.unflatten(4, (2, 1)), bricks.plain),
-        four_scores(bricks),
+    out = scores.new_empty(len(scores), leech_order.NUM_CODES)
+    out[:, :START_2B] = full_scores(bricks).flatten(0, 1).T
+    out[:, START_4:] = four_scores(bricks).T
+    _, first, second = bricks_in_turn(bricks.tetrad0)
+    first = rearrange(first + bricks.empty[:, :, None], "p a f n -> n p a f 1").contiguous()
+    second = rearrange(second, "p a f n -> n p a 1 f").contiguous()
+    blocks = [
+        (out[:, START_2B:START_2C].unflatten(1, (3, 14, 16, 16)), first, second),
+        (
+            out[:, START_2C:START_3].unflatten(1, (7, 3, 8, 8, 16, 4, 1)),
+            *_merged_summands(bricks.tetrad.unflatten(3, (16, 1)), bricks.pair),
+        ),
+        (
+            out[:, START_3:START_4].unflatten(1, (8, 3, 8, 8, 2, 4, 8)),
+            *_merged_summands(bricks.tripled, bricks.plain),
+        ),
     ]
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    # Copied, then added to in place a few tokens at a time: long vector loops in the cache.
+    for start in range(0, len(scores), ROWS):
+        rows = slice(start, start + ROWS)
+        for block, one, other in blocks:
+            block[rows].copy_(one[rows].expand_as(block[rows])).add_(other[rows])
+    return out
 
 
-def _merged(large: Tensor, small: Tensor) -> Tensor:
-    """Codes `(N, x, p, c, b, ...)`: a large class on brick p, small ones on the two others.
+def _merged_summands(large: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+    """Summands of the codes with a large class on brick p and small ones on the two others.
 
     Args:
-        large: members `(N, 3, x, c, *, 1, *)`; the 1 stands where the two signs of the others go.
-        small: `(N, 3, x, label, 2)`.
+        large: `(p, x, c, k, m, n)`.
+        small: `(p, x, label, 2, n)`.
+
+    Returns:
+        `(n, x, p, c, b, 1, 4, 1)` and `(n, x, p, c, 1, k, 4, m)`; 4 members of the two others.
     """
     _, first, second = bricks_in_turn(small)
-    signs = first[..., None, :, :, None] + second[:, :, :, matching(small.device)][..., None, :]
-    signs = signs.flatten(5).transpose(1, 2)  # (N, x, 3, c, b, 4)
-    return large.transpose(1, 2).unsqueeze(4) + signs[..., None, :, None]
+    others = first[:, :, None, :, :, None] + second[:, :, matching(small.device)].unsqueeze(4)
+    others = rearrange(others, "p x c b s t n -> n x p c b 1 (s t) 1")
+    return others.contiguous(), repeat(large, "p x c k m n -> n x p c 1 k s m", s=4).contiguous()
+
+
+def full_scores(bricks: BrickScores) -> Tensor:
+    """Codes with one full brick and two empty ones in order, `(3, 128, n)`."""
+    _, empty1, empty2 = bricks_in_turn(bricks.empty)
+    return bricks.full + empty1 + empty2
 
 
 def four_scores(bricks: BrickScores) -> Tensor:
-    """Codes of type 4 in order, `(N, 1104)`."""
+    """Codes of type 4 in order, `(1104, n)`."""
     _, empty1, empty2 = bricks_in_turn(bricks.empty)
-    one, one1, _ = bricks_in_turn(bricks.one_four.flatten(2))
+    one, one1, _ = bricks_in_turn(bricks.one_four.flatten(1, 2))
     same = bricks.two_fours + empty1 + empty2
-    apart = one[..., :, None] + one1[..., None, :] + empty2[..., None]  # bricks p and q1
-    unordered = torch.cat([same.flatten(1), apart.flatten(1)], dim=1)
-    return unordered.index_select(1, _tables(unordered.device).fours)
+    apart = one[:, :, None] + one1[:, None] + empty2[:, None]  # bricks p and q1
+    unordered = torch.cat([same.flatten(0, 1), apart.flatten(0, 2)])
+    return unordered.index_select(0, _tables(unordered.device).fours)
 
 
 def bricks_in_turn(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`values (N, 3, ...)` of the bricks p, q1 = p + 1 and q2 = p + 2 modulo 3, for each p."""
-    return values, values.roll(-1, 1), values.roll(-2, 1)
+    """`values (3, ...)` of the bricks p, q1 = p + 1 and q2 = p + 2 modulo 3, for each p."""
+    return values, values.roll(-1, 0), values.roll(-2, 0)
 
 
 def matching(device: torch.device) -> Tensor:
@@ -116,7 +140,7 @@ def matching(device: torch.device) -> Tensor:
 @dataclass(frozen=True)
 class _Tables:
     low: Tensor  # (half vectors, 4) columns of coordinates 0..3 among the 72 of a brick
-    low_of: Tensor  # (2513,) brick vector -> half vector
+    low_of: Tensor  # (2641,) brick vector -> half vector
     high: Tensor
     high_of: Tensor
     fours: Tensor  # (1104,) type 4 codes in order -> place in `four_scores`
@@ -133,7 +157,7 @@ def _tables(device: torch.device) -> _Tables:
 
 
 def _brick_vectors() -> Tensor:
-    """All vectors that a brick can hold, `(2513, 8)`, read off the codebook."""
+    """All vectors that a brick can hold, `(2641, 8)`, read off the codebook."""
     codes = leech_order.codebook(torch.int64)
     full = codes[:128, :8]
     tetrad0 = codes[START_2B:START_2C].view(3, 14, 16, 16, 24)[2, :, :, 0, :8]

@@ -13,7 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from common.config import config_class
-from generator.heads.base import CategoricalDistribution, Head, TokenLoss, head_linear
+from generator.heads.base import (
+    CategoricalDistribution,
+    Head,
+    TokenLoss,
+    head_dtype,
+    head_linear,
+    head_outputs,
+)
 from tokenizer.tokens import TokenSpec
 
 
@@ -32,7 +39,7 @@ def chunked_cross_entropy(
 
     Args:
         hidden: `(N, W)`.
-        weight: `(V, W)`; its gradient accumulates over chunks in its own dtype (float32).
+        weight: `(V, W)`; products and the gradient's sums over chunks are float32 or better.
         bias: `(V,)`.
         tokens: `(N,)` int64.
         chunk_size: tokens per block of logits.
@@ -40,7 +47,11 @@ def chunked_cross_entropy(
     Returns:
         nll and log_z `(N,)`; any function of the two may be differentiated (once).
     """
-    nll, log_z = _ChunkedCrossEntropy.apply(hidden, weight, bias, tokens, chunk_size)
+    dtype = head_dtype(weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        nll, log_z = _ChunkedCrossEntropy.apply(
+            hidden.to(dtype), weight.to(dtype), bias.to(dtype), tokens, chunk_size
+        )
     return TokenLoss(nll, log_z)
 
 
@@ -103,22 +114,19 @@ class CategoricalHead(Head):
         self.linears = nn.ModuleList(head_linear(width, size) for size in spec.codebook_sizes)
 
     def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
-        flat_hidden = hidden.float().flatten(0, -2)  # (N, W)
-        flat_tokens = tokens.flatten(0, -2)  # (N, G)
-        with torch.autocast(hidden.device.type, enabled=False):
-            losses = [
-                chunked_cross_entropy(
-                    flat_hidden, weight, bias, flat_tokens[:, group], self.chunk_size
-                )
-                for group, (weight, bias) in enumerate(map(nn.Module.parameters, self.linears))
-            ]
+        batch_shape = tokens.shape[:-1]
+        losses = [
+            chunked_cross_entropy(
+                hidden.flatten(0, -2), weight, bias, tokens[..., group].flatten(), self.chunk_size
+            )
+            for group, (weight, bias) in enumerate(self._layers())
+        ]
         nll = torch.stack([loss.nll for loss in losses]).sum(0)
         log_z = torch.stack([loss.log_z for loss in losses]).sum(0)
-        return TokenLoss(nll.reshape(tokens.shape[:-1]), log_z.reshape(tokens.shape[:-1]))
+        return TokenLoss(nll.view(batch_shape), log_z.view(batch_shape))
 
     def distribution(self, hidden: Tensor) -> CategoricalDistribution:
-        with torch.autocast(hidden.device.type, enabled=False):
-            groups = [linear(hidden.float()) for linear in self.linears]
+        groups = [head_outputs(hidden, weight, bias) for weight, bias in self._layers()]
         if len(groups) == 1:
             return CategoricalDistribution(groups[0])
         widest = max(self.codebook_sizes)
@@ -127,3 +135,6 @@ class CategoricalHead(Head):
             for logits in groups
         ]
         return CategoricalDistribution(torch.stack(padded, dim=-2), len(groups))
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return [(weight, bias) for weight, bias in map(nn.Module.parameters, self.linears)]

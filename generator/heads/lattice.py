@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.config import config_class
-from generator.heads.base import Distribution, Head, TokenLoss, head_linear
+from generator.heads.base import Distribution, Head, TokenLoss, head_linear, head_outputs
 from generator.heads.brick_sums import NUM_VALUES
 from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
 from generator.heads.normalizer import log_normalizer
@@ -80,8 +80,7 @@ class LatticeHead(Head):
 
     def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `(..., K, 24, 9)` and mixture logits `(..., K)`, zero when K = 1."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            outputs = self.linear(hidden.float())
+        outputs = head_outputs(hidden, self.linear.weight, self.linear.bias)
         num_scores = self.num_mixtures * leech.DIM * NUM_VALUES
         scores = rearrange(
             outputs[..., :num_scores], "... (k i v) -> ... k i v", i=leech.DIM, v=NUM_VALUES

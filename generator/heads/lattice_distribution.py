@@ -13,7 +13,7 @@ from generator.heads.base import (
     inverse_cdf,
 )
 from generator.heads.brick_scores import code_scores
-from generator.heads.lattice_sampling import NUM_UNIFORMS, draw_codes
+from generator.heads.code_groups import NUM_UNIFORMS, draw_codes
 from generator.heads.normalizer import log_normalizer
 from tokenizer.lattices import leech
 
@@ -32,7 +32,7 @@ class LatticeDistribution(Distribution):
 
     @property
     def num_uniforms(self) -> int:
-        """See `lattice_sampling`."""
+        """See `code_groups`."""
         return NUM_UNIFORMS
 
     def guided(self, unconditional: Distribution, scale: float) -> Distribution:

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.heads.brick_scores import code_scores
 from generator.heads.brick_sums import log_partition
+from generator.heads.code_groups import CodeGroups
 
 CPU_CHUNK, DEVICE_CHUNK = 256, 8192  # tokens per block of sums: second-level cache; launch overhead
-DENSE_CHUNK = 8  # tokens per block of 196,560 scores
+LOG_CHUNK = 64  # tokens per block of sums of logs
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
     """log sum over codes of exp(sum_i scores_i(c_i)), `(N, 24, 9)` -> `(N,)`; differentiable once.
 
     Exact for all finite scores: rows whose sums could underflow are computed again in float64 and,
-    if that is not enough, over all codes. Reads the device once a call.
+    if that is not enough, by log-sum-exp. Reads the device once a call.
     """
     log_z: Tensor = _LogNormalizer.apply(scores)
     return log_z
@@ -43,21 +43,21 @@ def _log_partition_of_all(scores: Tensor) -> tuple[Tensor, Tensor]:
     log_z, marginals = log_partition(scores, chunk_size)
     rows = log_z.isnan().nonzero()[:, 0]
     if len(rows):
-        again = _log_partition_of_all if scores.dtype == torch.float32 else _dense_log_partition
+        again = _log_partition_of_all if scores.dtype == torch.float32 else _log_partition_in_logs
         exact_log_z, exact_marginals = again(scores[rows].double())
         log_z[rows] = exact_log_z.to(log_z.dtype)
         marginals[rows] = exact_marginals.to(marginals.dtype)
     return log_z, marginals
 
 
-def _dense_log_partition(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from the scores of all codes: hundreds of times slower, and never underflows."""
+def _log_partition_in_logs(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by log-sum-exp throughout: many times slower, and never underflows."""
     log_z, marginals = scores.new_empty(len(scores)), torch.empty_like(scores)
-    for start in range(0, len(scores), DENSE_CHUNK):
-        rows = slice(start, start + DENSE_CHUNK)
+    for start in range(0, len(scores), LOG_CHUNK):
+        rows = slice(start, start + LOG_CHUNK)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = scores[rows].detach().clone().requires_grad_()
-            chunk = code_scores(leaf).logsumexp(1)
+            chunk = CodeGroups.of(leaf).log_z()
             (gradient,) = torch.autograd.grad(chunk.sum(), leaf)
         log_z[rows], marginals[rows] = chunk.detach(), gradient
     return log_z, marginals
