@@ -8,6 +8,7 @@ Shapes: B images, n tokens, W width, H heads, D head channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,8 +18,11 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from generator.cache import KVCache
+from generator.cosine import cosine_rotary
 from generator.embeddings import rotate
+
+# Stores a layer's new keys and values, returns all of them: `KVCache.append` of that layer.
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 MAX_LOG_TEMPERATURE = math.log(100)
 
@@ -32,9 +36,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention with optional cosine similarity and rotary positions.
 
-    Cosine attention: q and k have unit length, logits are multiplied by a learned temperature a head
-    (starts at 4, at most 100). q and v have biases, k none: a constant added to all keys moves no
-    softmax.
+    Cosine attention: q and k have unit length, logits are multiplied by a learned temperature a
+    head (starts at 4, at most 100). q and v have biases, k none.
     """
 
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool) -> None:
@@ -49,36 +52,29 @@ class Attention(nn.Module):
         if qk_norm:
             self.log_temperature = nn.Parameter(torch.full((num_heads,), math.log(4)))
 
-    def forward(
-        self, x: Tensor, rope: Tensor | None, mask: Any, cache: KVCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Any, extend: Extend | None) -> Tensor:
         """x (B, n, W); `rope` (2, n, D/2) or None; `mask` boolean (n, n), BlockMask or None."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=self.num_heads)
-        q, k = self._position(q, k, rope)
-        q, k, v = (rearrange(part, "b n h d -> b h n d") for part in (q.to(v), k.to(v), v))
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b n (h d) -> b n h d", d=self.head_dim)
+        qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
+        if self.log_temperature is not None:
+            temperature = self.log_temperature.clamp(max=MAX_LOG_TEMPERATURE).exp()
+            qk = cosine_rotary(qk, torch.cat([temperature, torch.ones_like(temperature)]), rope)
+            scale = 1.0
+        else:
+            qk = rotate(qk.float(), rope).to(qk.dtype) if rope is not None else qk
+            scale = self.head_dim**-0.5
+        q, k = qk.chunk(2, dim=2)
+        q, k, v = (rearrange(part, "b n h d -> b h n d") for part in (q, k, v))
+        if extend is not None:
+            k, v = extend(k, v)
             q = q.to(k.dtype)
-        scale = 1.0 if self.log_temperature is not None else self.head_dim**-0.5
         out = attend(q, k, v, mask, scale)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
-    def _position(self, q: Tensor, k: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalises and rotates q and k (B, n, H, D) in fp32; the caller casts back."""
-        with torch.autocast(q.device.type, enabled=False):
-            if self.log_temperature is not None:
-                temperature = self.log_temperature.clamp(max=MAX_LOG_TEMPERATURE).exp()
-                q = F.normalize(q.float(), dim=-1) * temperature[:, None]
-                k = F.normalize(k.float(), dim=-1)
-            if rope is not None:
-                q, k = rotate(q, rope), rotate(k, rope)
-        return q, k
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
-    """Softmax attention (B, H, n, D); `mask` is boolean (n, n), a FlexAttention BlockMask or None."""
+    """Softmax attention (B, H, n, D); `mask` is boolean (n, n), a flex BlockMask or None."""
     if mask is not None and not isinstance(mask, Tensor):
         return _flex_attention()(q, k, v, block_mask=mask, scale=scale)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
@@ -87,10 +83,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Two batched matrix products. PyTorch's fused CPU kernel is 4 times slower in bf16 backward."""
+    """Two matrix products: PyTorch's fused CPU kernel has a slow bf16 backward (4 times)."""
     scores = torch.matmul(q * scale if scale != 1 else q, k.transpose(-1, -2))
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores += torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), v)
 
 
@@ -111,7 +107,11 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)
+        # The exact GELU is within 5e-4 of the tanh form, less than bf16 rounding, and PyTorch's
+        # CPU kernel for it is 5 times faster: the tanh form would cost as much as both matrices.
+        exact = hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu"
+        return self.fc2(F.gelu(hidden, approximate="none" if exact else "tanh"))
 
 
 class Block(nn.Module):
@@ -149,12 +149,11 @@ class Block(nn.Module):
         condition: Tensor,
         rope: Tensor | None,
         mask: Any,
-        cache: KVCache | None,
-        layer: int,
+        extend: Extend | None,
     ) -> Tensor:
         """x (B, n, W); `condition` is SiLU(class) (B, W), or the shared vectors (B, 6, W)."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self._vectors(condition, x.dtype)
-        attended = self.attention(modulate(x, scale1, shift1), rope, mask, cache, layer)
+        attended = self.attention(modulate(x, scale1, shift1), rope, mask, extend)
         x = torch.addcmul(x, self.drop_path(attended), gamma1)
         return torch.addcmul(x, self.drop_path(self.mlp(modulate(x, scale2, shift2))), gamma2)
 

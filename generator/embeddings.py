@@ -39,8 +39,8 @@ def rope_table(
 ) -> Tensor:
     """Cosines and sines of the rotation angles, float32 (2, L, D / 2).
 
-    A quarter of the D channels' frequencies, theta^(-4i/D), turn with y and the same ones with x: the angles of
-    channel pairs are [y frequencies | x frequencies].
+    A quarter of the D channels' frequencies, theta^(-4i/D), turn with y and the same ones with x:
+    the angles of channel pairs are [y frequencies | x frequencies].
 
     Raises:
         ValueError: `head_dim` not divisible by 4.
@@ -54,9 +54,10 @@ def rope_table(
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates channel pairs (i, i + D/2) of x (..., n, heads, D) by the angles of `table` (2, n, D/2).
+    """Rotates channel pairs (i, i + D/2) of x (..., n, heads, D) by the angles of (2, n, D/2).
 
-    Infinity pairs (2i, 2i + 1) instead; that is a permutation of the rows of the q and k projections.
+    Infinity pairs (2i, 2i + 1) instead; that is a permutation of the rows of the q and k
+    projections.
     """
     cos, sin = table[:, :, None, :]  # (n, 1, D/2)
     first, second = x.chunk(2, dim=-1)

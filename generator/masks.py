@@ -1,9 +1,9 @@
 """Who may attend to whom: a token sees its own scale and all coarser ones.
 
-Training over all scales at once needs this mask; step-by-step sampling with a KV cache does not (what is
-cached is coarser, and inside a scale attention is full). Dense boolean masks serve SDPA everywhere;
-on CUDA long pyramids use FlexAttention, which skips the empty blocks. The CUDA branch has not been
-run by the authors: no GPU was at hand.
+Training over all scales at once needs this mask; step-by-step sampling with a KV cache does not
+(what is cached is coarser, and inside a scale attention is full). Dense boolean masks serve SDPA
+everywhere; on CUDA long pyramids use FlexAttention, which skips the empty blocks. The CUDA branch
+has not been run by the authors: no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ FLEX_MIN_LENGTH = 512
 
 def scale_ids(spec: TokenSpec) -> Tensor:
     """Index of the scale of each flat position, int64 (L,)."""
-    return torch.repeat_interleave(torch.arange(spec.num_scales), torch.tensor(spec.scale_lengths))
+    lengths = torch.tensor(spec.scale_lengths)
+    return torch.arange(spec.num_scales).repeat_interleave(lengths, output_size=spec.length)
 
 
 def block_causal_mask(spec: TokenSpec) -> Tensor:

@@ -1,9 +1,9 @@
-"""NextScaleGenerator: a transformer that predicts all tokens of the next scale from the coarser ones.
+"""NextScaleGenerator: a transformer predicts all tokens of the next scale from the coarser ones.
 
 Class embedding = start token and AdaLN condition; the inputs of later scales are linear maps of the
 interpolated cumulative latent; attention is causal between scales and full inside one. With
-`position="rope2d"` it is Infinity-CC's architecture, with "learned" VAR's. It stops at hidden states: a
-head turns them into a loss or a distribution.
+`position="rope2d"` it is Infinity-CC's architecture, with "learned" VAR's. It stops at hidden
+states: a head turns them into a loss or a distribution.
 
 Shapes: B images, L tokens of a pyramid, n tokens of a call, C code channels, W width, S scales.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,11 +33,12 @@ from tokenizer.tokens import TokenSpec
 class GeneratorConfig:
     """Everything that fixes a generator's shape, next to the `TokenSpec`.
 
-    `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma; VAR
-    lowers the second with depth.
+    `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma;
+    VAR lowers the second with depth.
 
     Raises:
-        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot split.
+        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot
+        split.
     """
 
     depth: int
@@ -66,6 +68,8 @@ class GeneratorConfig:
                 f"rope2d needs width / num_heads divisible by 4, got "
                 f"{self.width} / {self.num_heads} = {head_dim}"
             )
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta must be above 0, got {self.rope_theta}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
@@ -143,8 +147,8 @@ class NextScaleGenerator(PretrainedModel):
         """Hidden states (B, n, W), fp32, after the class-modulated final norm.
 
         Args:
-            inputs: (B, n, C), the latent so far on each scale's grid; all L positions without a cache,
-                exactly the next scale's with one. The first scale's values are not read.
+            inputs: (B, n, C), the latent so far on each scale's grid; all L positions without a
+                cache, exactly the next scale's with one. The first scale's values are not read.
             labels: (B,) int64 in [0, num_classes]; num_classes is the null class.
             cache: keys and values of the earlier scales; extended by this one.
 
@@ -164,7 +168,8 @@ class NextScaleGenerator(PretrainedModel):
             with torch.autocast(x.device.type, enabled=False):
                 modulation = self.shared_adaln(modulation).unflatten(1, (6, -1))
         for layer, block in enumerate(self.blocks):
-            x = block(x, modulation, rope, mask, cache, layer)
+            extend = None if cache is None else partial(cache.append, layer)
+            x = block(x, modulation, rope, mask, extend)
         if cache is not None:
             cache.advance()
         with torch.autocast(x.device.type, enabled=False):
@@ -179,7 +184,8 @@ class NextScaleGenerator(PretrainedModel):
     ) -> KVCache:
         """An empty cache for `batch_size` images.
 
-        `dtype` defaults to what attention computes in: autocast's, where it is on, else the weights'.
+        `dtype` defaults to what attention computes in: autocast's, where it is on, else the
+        weights'.
         """
         device = torch.device(device) if device is not None else self.device
         if dtype is None:

@@ -100,8 +100,8 @@ def _var() -> Iterator[tuple[str, Preset]]:
 def _mini() -> Iterator[tuple[str, Preset]]:
     """Small images on a CPU or one small GPU: 10 classes, lattice softmax.
 
-    RoPE's base is 100, as for axial RoPE in vision transformers (arXiv 2403.13298): with 10,000 most
-    channel pairs hardly turn on a grid of 8.
+    RoPE's base is 100, as for axial RoPE in vision transformers (arXiv 2403.13298): with 10,000
+    most channel pairs hardly turn on a grid of 8.
     """
     rows = (
         # name, scales, depth, width, heads

@@ -1,0 +1,252 @@
+"""The next-scale loop: labels and seeds in, tokens and images out.
+
+One step a scale: transformer over the new scale's positions (conditional and unconditional images
+stacked in one batch), distribution -> guided -> tempered -> top-k -> top-p -> drawn, tokenizer's
+sum extended.
+
+Shapes: B images, S scales, n_k tokens of scale k, R uniforms a draw, G codebooks of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from common.config import config_class
+from generator.heads import Distribution, Head
+from generator.heads.base import CategoricalDistribution
+from generator.model import NextScaleGenerator, check_labels
+from sampling.guidance import num_paired_scales
+from sampling.logits import top_k, top_p
+from sampling.schedules import Schedule, resolve_schedule
+from sampling.seeds import SeededUniforms
+from tokenizer.model import ImageTokenizer
+from tokenizer.multiscale import PyramidState
+from tokenizer.tokens import TokenPyramid, TokenSpec
+
+# Tokens are drawn in blocks of rows, so that dense logits stay under 64 MiB whatever the batch.
+MAX_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class ScaleSettings:
+    """How one scale is drawn; see `SamplingConfig`."""
+
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+@config_class
+class SamplingConfig:
+    """How tokens are drawn; every field a number, a list with one entry per scale, or a ramp.
+
+    Args:
+        guidance_scale: s of s * conditional + (1 - s) * unconditional; 1 is none. For VAR's `cfg`
+            see `sampling.guidance.var_guidance`.
+        temperature: divides the guided logits.
+        top_k: keep the k best codes; fractional values of a ramp are rounded. None keeps all.
+        top_p: keep the best codes that hold this much probability. None keeps all.
+    """
+
+    guidance_scale: Schedule = 1.0
+    temperature: Schedule = 1.0
+    top_k: Schedule | None = None
+    top_p: Schedule | None = None
+
+    def resolve(self, spec: TokenSpec) -> tuple[ScaleSettings, ...]:
+        """Settings of each scale of a pyramid.
+
+        Raises:
+            ValueError: list of another length than the scales, temperature not above 0, top_p
+                outside (0, 1], top_k not an integer in [1, number of codes].
+        """
+        count = spec.num_scales
+        guidance = resolve_schedule(self.guidance_scale, count, "guidance_scale")
+        temperature = resolve_schedule(self.temperature, count, "temperature")
+        if min(temperature) <= 0:
+            raise ValueError(f"temperature must be positive, got {min(temperature)}")
+        nucleus: Sequence[float | None] = (None,) * count
+        if self.top_p is not None:
+            nucleus = values = resolve_schedule(self.top_p, count, "top_p")
+            for value in values:
+                if not 0 < value <= 1:
+                    raise ValueError(f"top_p must be in (0, 1], got {value}")
+        kept: Sequence[int | None] = (None,) * count
+        if self.top_k is not None:
+            kept = self._resolve_top_k(self.top_k, spec)
+        rows = zip(guidance, temperature, kept, nucleus, strict=True)
+        return tuple(ScaleSettings(*row) for row in rows)
+
+    @staticmethod
+    def _resolve_top_k(schedule: Schedule, spec: TokenSpec) -> tuple[int, ...]:
+        values = resolve_schedule(schedule, spec.num_scales, "top_k")
+        is_ramp = not isinstance(schedule, (int, float, tuple, list))
+        num_codes = max(spec.codebook_sizes)
+        for value in values:
+            if not 1 <= round(value) <= num_codes or not (is_ramp or value == round(value)):
+                raise ValueError(f"top_k must be an integer in [1, {num_codes}], got {value:g}")
+        return tuple(round(value) for value in values)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Finished images (B, 3, H, W) in [-1, 1] and their tokens."""
+
+    tokens: TokenPyramid
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class ScaleStep:
+    """One scale done: its number from 0, its tokens (B, n_k, G), images (B, 3, H, W) so far."""
+
+    scale: int
+    tokens: Tensor
+    images: Tensor
+
+
+def generate(
+    generator: NextScaleGenerator,
+    image_tokenizer: ImageTokenizer,
+    labels: Tensor,
+    seeds: Sequence[int] | Tensor,
+    config: SamplingConfig | None = None,
+) -> Generated:
+    """Generates one image per label and seed.
+
+    An image's random numbers come from its own seed alone; its tokens can depend on the batch only
+    where rounding in the matrix products moves a probability across a random number.
+
+    Args:
+        generator: in eval mode, on the tokenizer's device.
+        image_tokenizer: with the same spec.
+        labels: (B,) in [0, num_classes]; num_classes is the null class.
+        seeds: B integers.
+        config: defaults to plain sampling.
+
+    Raises:
+        ValueError: labels out of range, another number of seeds than labels, a tokenizer of another
+            spec, settings that do not fit the spec.
+    """
+    tokens = []
+    with torch.inference_mode():
+        for scale_tokens, state in _scales(generator, image_tokenizer, labels, seeds, config):
+            tokens.append(scale_tokens)
+            latent = state.latent
+        images = image_tokenizer.decode_latent(latent)
+    return Generated(TokenPyramid.from_scales(tokens, generator.spec), images)
+
+
+@torch.inference_mode()
+def generate_progressively(
+    generator: NextScaleGenerator,
+    image_tokenizer: ImageTokenizer,
+    labels: Tensor,
+    seeds: Sequence[int] | Tensor,
+    config: SamplingConfig | None = None,
+) -> Iterator[ScaleStep]:
+    """`generate`, yielding the decoded images after every scale; same arguments and errors."""
+    for scale_tokens, state in _scales(generator, image_tokenizer, labels, seeds, config):
+        images = image_tokenizer.decode_latent(state.latent)
+        yield ScaleStep(state.scale - 1, scale_tokens, images)
+
+
+def check_specs(generator: NextScaleGenerator, image_tokenizer: ImageTokenizer) -> None:
+    """Raises ValueError when the two were made for different pyramids."""
+    if generator.spec != image_tokenizer.spec:
+        raise ValueError(
+            f"the tokenizer's spec {image_tokenizer.spec} is not "
+            f"the generator's spec {generator.spec}"
+        )
+
+
+def _scales(
+    generator: NextScaleGenerator,
+    image_tokenizer: ImageTokenizer,
+    labels: Tensor,
+    seeds: Sequence[int] | Tensor,
+    config: SamplingConfig | None,
+) -> Iterator[tuple[Tensor, PyramidState]]:
+    """Tokens (B, n_k, G) of each scale and the tokenizer's state after it."""
+    _check(generator, image_tokenizer, labels, seeds)
+    settings = (config or SamplingConfig()).resolve(generator.spec)
+    uniforms = SeededUniforms(seeds)
+    batch = len(labels)
+    labels = labels.to(generator.device)
+    paired = num_paired_scales([setting.guidance_scale for setting in settings])
+    null = torch.full_like(labels, generator.num_classes)
+    conditions = torch.cat([labels, null]) if paired else labels
+    cache = generator.make_cache(len(conditions))
+    state = image_tokenizer.initial_state(batch)
+    for k, setting in enumerate(settings):
+        if k == paired > 0:  # guidance has ended: drop the unconditional half
+            conditions, cache = labels, cache.first(batch)
+        inputs = state.next_inputs
+        assert inputs is not None
+        copies = len(conditions) // batch
+        hidden = generator(inputs.repeat(copies, 1, 1), conditions, cache)
+        hidden = rearrange(hidden, "(c b) n w -> c (b n) w", c=copies)
+        rows = _draw(generator.head, hidden, setting, uniforms, batch, generator.spec)
+        tokens = rearrange(rows, "(b n) g -> b n g", b=batch)
+        state = image_tokenizer.accumulate(state, tokens)
+        yield tokens, state
+
+
+def _check(
+    generator: NextScaleGenerator,
+    image_tokenizer: ImageTokenizer,
+    labels: Tensor,
+    seeds: Sequence[int] | Tensor,
+) -> None:
+    check_specs(generator, image_tokenizer)
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(f"labels must be (B,) with B at least 1, got {tuple(labels.shape)}")
+    if len(seeds) != len(labels):
+        raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")
+    check_labels(labels, generator.num_classes)
+    if generator.training and generator.config.drop_path:
+        raise ValueError("generator is in training mode with drop_path: call .eval() first")
+
+
+def _draw(
+    head: Head,
+    hidden: Tensor,
+    setting: ScaleSettings,
+    uniforms: SeededUniforms,
+    batch: int,
+    spec: TokenSpec,
+) -> Tensor:
+    """Tokens (B n, G) from hidden states (1 or 2, B n, W), the conditional ones first."""
+    num_rows = hidden.shape[1]
+    step = max(1, MAX_LOGITS // (max(spec.codebook_sizes) * spec.num_codebooks))
+    numbers: Tensor | None = None
+    tokens = []
+    for start in range(0, num_rows, step):
+        distribution = head.distribution(hidden[0, start : start + step])
+        if setting.guidance_scale != 1:
+            unconditional = head.distribution(hidden[1, start : start + step])
+            distribution = distribution.guided(unconditional, setting.guidance_scale)
+        distribution = filtered(distribution.tempered(setting.temperature), setting, spec)
+        if numbers is None:  # drawn for all rows at once: an image's stream knows no blocks
+            numbers = uniforms.draw(num_rows // batch, distribution.num_uniforms)
+            numbers = rearrange(numbers, "b n r -> (b n) r").to(hidden.device)
+        tokens.append(distribution.sample(numbers[start : start + step]))
+    return torch.cat(tokens)
+
+
+def filtered(distribution: Distribution, setting: ScaleSettings, spec: TokenSpec) -> Distribution:
+    """Applies top-k, then top-p, on dense logits; without either, the distribution itself."""
+    if setting.top_k is None and setting.top_p in (None, 1.0):
+        return distribution
+    logits = distribution.logits()
+    if setting.top_k is not None:
+        logits = top_k(logits, setting.top_k)
+    if setting.top_p is not None:
+        logits = top_p(logits, setting.top_p)
+    return CategoricalDistribution(logits, spec.num_codebooks)

@@ -1,0 +1,209 @@
+"""Pipeline: a tokenizer and a generator that belong together, from class names to PIL images.
+
+A pipeline folder holds `tokenizer/`, `generator/` and, optionally, `sampling.json` with the default
+sampling settings. A stage-2 run folder is a pipeline folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common.checkpoint import atomic_folder, download_folder
+from common.config import from_dict, to_dict
+from common.images import to_pil
+from generator.model import NextScaleGenerator
+from sampling.generate import SamplingConfig, check_specs, generate
+from tokenizer.model import ImageTokenizer
+
+SAMPLING_FILE = "sampling.json"
+
+
+class Pipeline:
+    """Generates images of classes.
+
+    Args:
+        image_tokenizer: decodes tokens; put in eval mode.
+        generator: predicts tokens; put in eval mode.
+        sampling: settings of calls that give none.
+
+    Raises:
+        ValueError: a tokenizer and a generator made for different pyramids.
+    """
+
+    def __init__(
+        self,
+        image_tokenizer: ImageTokenizer,
+        generator: NextScaleGenerator,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        check_specs(generator, image_tokenizer)
+        self.image_tokenizer = image_tokenizer.eval()
+        self.generator = generator.eval()
+        self.sampling = sampling or SamplingConfig()
+        self.dtype = torch.float32
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Pipeline:
+        """Loads a pipeline folder, or a Hugging Face Hub id at a revision, onto the CPU.
+
+        Raises:
+            ValueError: no such folder or Hub model, missing or damaged parts, parts of different
+                pyramids, invalid sampling settings.
+        """
+        folder = Path(source)
+        names = (ImageTokenizer.folder_name, NextScaleGenerator.folder_name)
+        if not folder.is_dir():
+            patterns = [SAMPLING_FILE, *(f"{name}/*" for name in names)]
+            folder = Path(download_folder(str(source), patterns=patterns, revision=revision))
+        for name in names:
+            if not (folder / name).is_dir():
+                raise ValueError(f"{folder} is not a pipeline folder: {name}/ is missing")
+        image_tokenizer = ImageTokenizer.from_pretrained(folder / names[0])
+        generator = NextScaleGenerator.from_pretrained(folder / names[1])
+        return cls(image_tokenizer, generator, _read_sampling(folder / SAMPLING_FILE))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a pipeline folder; it appears complete or not at all.
+
+        Raises:
+            ValueError: an existing folder with anything else in it, for example a run folder.
+        """
+        path = Path(folder)
+        own = {"tokenizer", "generator", SAMPLING_FILE}
+        others = sorted({item.name for item in path.iterdir()} - own) if path.exists() else []
+        if others:
+            raise ValueError(f"{path} is not replaced: it holds {', '.join(others[:5])} as well")
+        with atomic_folder(path) as temporary:
+            self.image_tokenizer.save_pretrained(temporary / self.image_tokenizer.folder_name)
+            self.generator.save_pretrained(temporary / self.generator.folder_name)
+            text = json.dumps(to_dict(self.sampling), indent=2)
+            (temporary / SAMPLING_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Pipeline:
+        """Moves both models; `dtype` bfloat16 or float16 runs them under autocast.
+
+        Weights, quantizer, heads and sampling stay in fp32 in any case.
+
+        Raises:
+            ValueError: another dtype.
+        """
+        if dtype is not None:
+            if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+            self.dtype = dtype
+        if device is not None:
+            self.image_tokenizer.to(device)
+            self.generator.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes in order; empty when the model was trained without."""
+        return self.generator.label_names
+
+    def label_index(self, label: int | str) -> int:
+        """Class number of a name or number; `num_classes` itself is the null class.
+
+        Raises:
+            ValueError: unknown name (lists the closest) or a number out of range.
+        """
+        if isinstance(label, str):
+            if label in self.label_names:
+                return self.label_names.index(label)
+            close = difflib.get_close_matches(label, self.label_names, n=3, cutoff=0.5)
+            hint = f"closest: {', '.join(close)}" if close else _known(self.label_names)
+            raise ValueError(f"unknown class {label!r}; {hint}")
+        if not 0 <= label <= self.generator.num_classes:
+            raise ValueError(
+                f"labels must be in [0, {self.generator.num_classes}] "
+                f"(the last is the null class), got {label}"
+            )
+        return int(label)
+
+    def __call__(
+        self,
+        labels: Sequence[int | str],
+        seeds: Sequence[int] | None = None,
+        *,
+        batch_size: int = 32,
+        progress: bool = False,
+        config: SamplingConfig | None = None,
+        **overrides: Any,
+    ) -> list[Image.Image]:
+        """One image per label.
+
+        Args:
+            labels: class numbers or names.
+            seeds: one integer per image; 0, 1, 2, ... when left out. The same label, seed and
+                settings give the same image in any batch.
+            batch_size: images at a time.
+            progress: shows a bar.
+            config: sampling settings instead of the pipeline's own.
+            **overrides: fields of `SamplingConfig` that replace those of `config`.
+
+        Raises:
+            ValueError: unknown labels, another number of seeds than labels, invalid settings.
+        """
+        seeds = range(len(labels)) if seeds is None else seeds
+        if len(seeds) != len(labels):
+            raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        sampling = override(config or self.sampling, overrides)
+        numbers = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
+        images: list[Image.Image] = []
+        with (
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            tqdm(total=len(labels), unit="image", disable=not progress) as bar,
+        ):
+            for start in range(0, len(labels), batch_size):
+                part = slice(start, start + batch_size)
+                generated = generate(
+                    self.generator, self.image_tokenizer, numbers[part], seeds[part], sampling
+                )
+                images += to_pil(generated.images)
+                bar.update(len(generated.images))
+        return images
+
+
+def override(config: SamplingConfig, overrides: dict[str, Any]) -> SamplingConfig:
+    """A config with some fields replaced by plain values (numbers, lists, dicts) or ramps.
+
+    Raises:
+        ValueError: unknown field, or a value of the wrong type.
+    """
+    plain = {
+        name: to_dict(value) if hasattr(value, "__pydantic_fields__") else value
+        for name, value in overrides.items()
+    }
+    return from_dict(SamplingConfig, {**to_dict(config), **plain})
+
+
+def _known(names: Sequence[str]) -> str:
+    if not names:
+        return "this model has no class names, give numbers"
+    shown = ", ".join(names[:20])
+    return f"known: {shown}" + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
+
+
+def _read_sampling(path: Path) -> SamplingConfig | None:
+    if not path.is_file():
+        return None
+    try:
+        return from_dict(SamplingConfig, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

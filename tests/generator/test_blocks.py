@@ -1,0 +1,78 @@
+"""Attention and block: kernels agree, biases, AdaLN."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from generator.blocks import Attention, Block, FeedForward, attend, modulate
+from generator.masks import block_causal_mask
+from tokenizer.tokens import TokenSpec
+
+SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_bf16_training_attention_agrees_with_the_fused_kernel(masked: bool):
+    q, k, v = torch.randn(3, 2, 2, SPEC.length, 8)
+    mask = block_causal_mask(SPEC) if masked else None
+    expected = attend(q, k, v, mask, 0.7)
+    halves = [part.bfloat16().requires_grad_() for part in (q, k, v)]
+    out = attend(*halves, mask, 0.7)
+    assert out.requires_grad
+    assert torch.allclose(out.float(), expected, atol=0.05)
+    assert not torch.allclose(attend(q, k, v, mask, 1.4), expected, atol=0.05)
+
+
+def test_cosine_attention_ignores_the_size_of_its_input():
+    attention = Attention(16, 2, qk_norm=True)
+    other = Attention(16, 2, qk_norm=False)
+    other.load_state_dict(attention.state_dict(), strict=False)
+    x = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        attention.qkv.weight[:32].mul_(10)
+        scaled = attention(x, None, None, None)
+        attention.qkv.weight[:32].div_(10)
+        assert torch.allclose(attention(x, None, None, None), scaled, atol=1e-5)
+        assert not torch.allclose(other(x, None, None, None), scaled, atol=1e-5)
+
+
+def test_temperature_starts_at_four_and_stops_at_a_hundred():
+    attention = Attention(16, 2, qk_norm=True)
+    assert attention.log_temperature is not None
+    assert torch.allclose(attention.log_temperature.exp(), torch.tensor(4.0))
+    x = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        attention.log_temperature.fill_(5.0)
+        at_148 = attention(x, None, None, None)
+        attention.log_temperature.fill_(9.0)
+        assert torch.equal(attention(x, None, None, None), at_148)
+
+
+def test_bf16_feed_forward_is_within_rounding_of_the_tanh_form():
+    mlp = FeedForward(8, 32).bfloat16()
+    x = torch.randn(64, 8).bfloat16()
+    expected = mlp.fc2(F.gelu(mlp.fc1(x), approximate="tanh"))
+    assert torch.allclose(mlp(x).float(), expected.float(), atol=0.01)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_gamma_gates_the_residual_branches(shared: bool):
+    block = Block(16, 2, mlp_ratio=2.0, qk_norm=True, shared_adaln=shared, drop_path=0.0)
+    condition = torch.randn(3, 16)
+    if block.adaln is not None:
+        torch.nn.init.zeros_(block.adaln.weight)
+    else:
+        assert block.adaln_table is not None
+        torch.nn.init.zeros_(block.adaln_table)
+        condition = torch.zeros(3, 6, 16)
+    x = torch.randn(3, 5, 16)
+    if block.adaln is not None:
+        torch.nn.init.zeros_(block.adaln.bias)
+    assert torch.equal(block(x, condition, None, None, None), x)
+    with torch.no_grad():
+        vectors = block.adaln.bias if block.adaln is not None else block.adaln_table.view(-1)
+        vectors[:16] = 1.0  # gamma of attention
+        changed = block(x, condition, None, None, None)
+        zeros = torch.zeros(3, 1, 16)
+        expected = x + block.attention(modulate(x, zeros, zeros), None, None, None)
+    assert torch.allclose(changed, expected, atol=1e-6)

@@ -1,0 +1,49 @@
+"""Grid coordinates and rotary embedding."""
+
+import pytest
+import torch
+
+from generator.embeddings import grid_coordinates, rope_table, rotate
+from tokenizer.tokens import TokenSpec
+
+SPEC = TokenSpec(scales=(1, 2, 3, 4), codebook_sizes=(8,), code_dim=4, latent_size=4)
+
+
+def test_centers_are_the_mean_of_the_fine_cells_they_cover():
+    coordinates = grid_coordinates(SPEC)
+    assert coordinates[0].tolist() == [1.5, 1.5]
+    assert coordinates[1:5].tolist() == [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]
+    assert coordinates[-16:].tolist() == [[y, x] for y in range(4) for x in range(4)]
+
+
+def test_corners_are_infinitys_rounded_coordinates():
+    coordinates = grid_coordinates(SPEC, "corners")
+    assert coordinates[0].tolist() == [0, 0]
+    assert coordinates[1:5].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
+    assert coordinates[5:8, 1].tolist() == [0, 1, 3]  # round(i * 4 / 3)
+
+
+def test_rotation_keeps_lengths_and_makes_products_depend_on_differences():
+    table = rope_table(SPEC, 8)
+    x = torch.randn(1, SPEC.length, 1, 8)
+    assert torch.allclose(rotate(x, table).norm(dim=-1), x.norm(dim=-1), atol=1e-6)
+    q, k = torch.randn(8), torch.randn(8)
+    rotated_q = rotate(q.expand(1, SPEC.length, 1, 8), table)[0, -16:, 0].view(4, 4, 8)
+    rotated_k = rotate(k.expand(1, SPEC.length, 1, 8), table)[0, -16:, 0].view(4, 4, 8)
+    for y, x in ((1, 0), (0, 1), (2, 1)):
+        products = [rotated_q[i, 3] @ rotated_k[i - y, 3 - x] for i in (2, 3)]
+        products += [rotated_q[3, i] @ rotated_k[3 - y, i - x] for i in (1, 2)]
+        assert torch.allclose(torch.stack(products), products[0], atol=1e-5)
+
+
+def test_y_and_x_turn_different_pairs():
+    cos, sin = rope_table(SPEC, 8)
+    angles = torch.atan2(sin, cos)
+    below, beside = -16 + 4, -16 + 1  # one row down, one column right of the last grid's corner
+    assert angles[below].tolist() == pytest.approx([1, 0.01, 0, 0])
+    assert angles[beside].tolist() == pytest.approx([0, 0, 1, 0.01])
+
+
+def test_head_dim_must_be_divisible_by_four():
+    with pytest.raises(ValueError, match="divisible by 4, got 6"):
+        rope_table(SPEC, 6)
