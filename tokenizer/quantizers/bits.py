@@ -78,7 +78,7 @@ def _nearest_setting(
 
 
 def _spherical_setting(bits: float, settings: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    code = str(settings.get("code", "random"))
+    code = str(settings.get("code", "leech_subset"))
     if code not in _FREE_CODES:
         return {}, build_quantizer({"kind": "spherical", **settings}).bits
     most = leech.NUM_CODES if code == "leech_subset" else _MAX_CODES

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.lattices.codes import nearest_rows
 from tokenizer.quantizers.base import Quantizer, straight_through, unit
 
 Estimator = Literal["straight_through", "rotation"]
-
-_SCORES_AT_ONCE = 2**23  # 32 MiB of float32
 
 
 def check_table(dim: int, codebook_size: int) -> None:
@@ -51,12 +50,10 @@ def data_codes(
 @torch.no_grad()
 def nearest_code(z: Tensor, table: Tensor) -> Tensor:
     """Row of `table (K, d)` nearest to each `z (..., d)` by distance; ties to the lowest row."""
-    # argmin |z - e|² = argmax z.e - |e|²/2.
-    bias = table.square().sum(-1) / -2
-    rows = z.reshape(-1, z.shape[-1])
-    chunks = rows.split(max(1, _SCORES_AT_ONCE // len(table)))
-    found = [torch.addmm(bias, chunk, table.T).argmax(-1) for chunk in chunks]
-    return torch.cat(found).view(z.shape[:-1])
+    # argmin |z - e|² = argmax z.e - |e|²/2: the second term rides along as one more channel.
+    bias = table.square().sum(-1, keepdim=True) / -2
+    extended = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+    return nearest_rows(extended, torch.cat([table, bias], dim=-1))
 
 
 def codebook_losses(path: Tensor, code: Tensor) -> dict[str, Tensor]:

@@ -38,13 +38,13 @@ class SphericalConfig:
     Args:
         code: name of the code, such as "leech_type2", "leech_subset", "slq_released", "random",
             "fibonacci" or "e8".
-        dim: dimension, for codes that exist in several.
-        size: number of points, for codes of free size.
+        dim: dimension, for codes that exist in several; None is 24.
+        size: number of points, for codes of free size, which need it.
         seed: draw of random codes; part of the model, as tokens are meaningless without it.
     """
 
     kind: Literal["spherical"] = "spherical"
-    code: str = "random"
+    code: str = "leech_type2"
     dim: int | None = None
     size: int | None = None
     seed: int = 0
@@ -63,9 +63,7 @@ class SphericalQuantizer(Quantizer):
         if isinstance(config, LeechConfig):
             points = build_code("leech")
         else:
-            given = {"dim": config.dim, "size": config.size}
-            known = {key: value for key, value in given.items() if value is not None}
-            points = build_code(config.code, **known, seed=config.seed)
+            points = build_code(config.code, config.dim, config.size, config.seed)
         super().__init__(
             points.dim,
             (points.size,),

@@ -9,6 +9,7 @@ from tokenizer.quantizers import build_quantizer, match_bits
 
 KINDS_AT_14: list[tuple[str, dict[str, Any]]] = [
     ("spherical", {"code": "random", "dim": 24}),
+    ("spherical", {"normalize": True}),
     ("bsq", {}),
     ("bsq", {"num_codebooks": 2}),
     ("lfq", {}),
