@@ -1,0 +1,52 @@
+import pytest
+
+from common.config import config_class, from_dict
+from generator.heads import (
+    CategoricalHead,
+    CategoricalHeadConfig,
+    HeadConfig,
+    LatticeHead,
+    LatticeHeadConfig,
+    build_head,
+)
+from tokenizer.tokens import TokenSpec
+
+SPEC = TokenSpec(scales=(1,), codebook_sizes=(196_560,), code_dim=24, latent_size=1)
+
+
+@config_class
+class Holder:
+    head: HeadConfig
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"kind": "lattice"}, LatticeHeadConfig(num_mixtures=1)),
+        ({"kind": "lattice", "num_mixtures": 4}, LatticeHeadConfig(num_mixtures=4)),
+        ({"kind": "categorical"}, CategoricalHeadConfig(chunk_size=256)),
+    ],
+)
+def test_kind_chooses_the_config(data: dict[str, object], expected: object) -> None:
+    assert from_dict(Holder, {"head": data}).head == expected
+
+
+@pytest.mark.parametrize(
+    "data", [{"kind": "dense"}, {"kind": "lattice", "num_mixtures": 0}, {"kind": "lattice", "k": 2}]
+)
+def test_bad_configs_are_refused(data: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="head"):
+        from_dict(Holder, {"head": data})
+
+
+def test_builds_what_the_config_says() -> None:
+    assert isinstance(build_head(LatticeHeadConfig(), 8, SPEC), LatticeHead)
+    small = TokenSpec(scales=(1,), codebook_sizes=(10,), code_dim=3, latent_size=1)
+    assert isinstance(build_head(CategoricalHeadConfig(), 8, small), CategoricalHead)
+    with pytest.raises(ValueError, match=r"196560.*10"):
+        build_head(LatticeHeadConfig(), 8, small)
+
+
+def test_unknown_config_object() -> None:
+    with pytest.raises(ValueError, match="no builder for dict"):
+        build_head({"kind": "lattice"}, 8, SPEC)  # type: ignore[arg-type]
