@@ -123,7 +123,7 @@ def random_neighbor(indices: Tensor, uniforms: Tensor, *, chunk_size: int = 64) 
     flat, picks = indices.reshape(-1), (uniforms.reshape(-1) * NUM_NEIGHBORS).long()
     if int(flat.min()) < 0 or int(flat.max()) >= NUM_CODES:
         raise ValueError(f"indices must lie in [0, {NUM_CODES})")
-    if int(picks.min()) < 0 or float(uniforms.max()) >= 1:
+    if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
         raise ValueError("uniforms must lie in [0, 1)")
     picks = picks.clamp(max=NUM_NEIGHBORS - 1)  # u just below 1 rounds up in half precision
     codes = codebook(device=indices.device).float()

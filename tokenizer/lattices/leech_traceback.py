@@ -160,21 +160,27 @@ _FAMILIES = (
 )
 
 
-def traceback(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    """Canonical indices `(N,)` of the best codes of vectors `(24, N)`, given group and label.
-
-    On a CPU each family's function sees its own vectors only. Elsewhere all of them see all vectors
-    and the right answer is selected, which needs no word from the device.
-    """
+def traceback_split(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
+    """`traceback` where each family's function sees its own vectors only."""
     indices = torch.empty_like(group)
     for first, stop, is_type3, family in _FAMILIES:
-        vectors = type3 if is_type3 else type2
-        member = (group >= first) & (group < stop)
-        if group.device.type == "cpu":
-            rows = member.nonzero()[:, 0]
-            if len(rows):
-                indices[rows] = family(vectors[:, rows], group[rows], label[rows])
-        else:
-            inside = group.clamp(first, stop - 1)
-            indices = torch.where(member, family(vectors, inside, label), indices)
+        rows = ((group >= first) & (group < stop)).nonzero()[:, 0]
+        if len(rows):
+            vectors = (type3 if is_type3 else type2).index_select(1, rows)
+            indices[rows] = family(vectors, group[rows], label[rows])
     return indices
+
+
+def traceback_all(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
+    """`traceback` where every function sees all vectors: more work, no word from the device."""
+    indices = torch.empty_like(group)
+    for first, stop, is_type3, family in _FAMILIES:
+        found = family(type3 if is_type3 else type2, group.clamp(first, stop - 1), label)
+        indices = torch.where((group >= first) & (group < stop), found, indices)
+    return indices
+
+
+def traceback(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
+    """Canonical indices `(N,)` of the best codes of vectors `(24, N)`, given group and label."""
+    how = traceback_split if group.device.type == "cpu" else traceback_all
+    return how(type2, type3, group, label)

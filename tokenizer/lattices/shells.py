@@ -1,7 +1,7 @@
 """First shells of A2, D4, E8, K12 and BW16: the best known lattice kissing configurations.
 
-Coordinates of Conway & Sloane, Sphere Packings, Lattices and Groups, chapter 4, scaled to unit norm,
-rows in the order of the loops below. The Leech lattice's shell has a file of its own.
+Coordinates of Conway & Sloane, Sphere Packings, Lattices and Groups, chapter 4, scaled to unit
+norm, rows in the order of the loops below. The Leech lattice's shell has a file of its own.
 """
 
 from __future__ import annotations

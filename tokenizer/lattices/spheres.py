@@ -39,8 +39,9 @@ def fibonacci_sphere(dim: int, size: int) -> Tensor:
     """A generalised spherical Fibonacci point set, `(size, dim)` float32.
 
     An equidistributed sequence of the cube [0, 1)^(dim-1), carried to the sphere by the inverse
-    distribution function of each angle. The first cube coordinate is (n + 1/2) / size; the others are multiples of powers of the generalised golden ratio modulo 1 (Roberts 2018). In
-    three dimensions it is the Fibonacci lattice, in two the regular polygon.
+    distribution function of each angle. The first cube coordinate is (n + 1/2) / size; the others
+    are multiples of powers of the generalised golden ratio modulo 1 (Roberts 2018). In three
+    dimensions it is the Fibonacci lattice, in two the regular polygon.
 
     Raises:
         ValueError: dim below 2 or size below 1.
