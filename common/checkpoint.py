@@ -37,7 +37,6 @@ class PretrainedModel(
     ABC,
     library_name="lambda24",
     paper_url="https://arxiv.org/abs/2512.14697",
-    pipeline_tag="unconditional-image-generation",
 ):
     """A module that saves to and loads from a model folder or the Hugging Face Hub.
 

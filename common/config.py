@@ -53,12 +53,12 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Builds a config from plain data (JSON types; lists become tuples).
+    """Builds a config from plain data (JSON types; lists become tuples); `cls` may be a union.
 
     Raises:
         ValueError: every problem, one line each.
     """
-    return _validate(cls, data, cls.__name__)
+    return _validate(cls, data, getattr(cls, "__name__", "config"))
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -219,9 +219,10 @@ def _problem(cls: type, data: Any, error: ErrorDetails) -> str:
         return f"{key}: got {value}, but there is no such key{hint} (allowed: {', '.join(allowed)})"
     if kind == "union_tag_not_found":
         tags = ", ".join(repr(tag) for tag in _tags(owner))
-        return f"{key}.kind: missing, a value is required (allowed: {tags})"
+        return f"{'.'.join([*path, 'kind'])}: missing, a value is required (allowed: {tags})"
     if kind == "union_tag_invalid":
-        return f"{key}.kind: got {context['tag']!r} (allowed: {context['expected_tags']})"
+        tags = context["expected_tags"]
+        return f"{'.'.join([*path, 'kind'])}: got {context['tag']!r} (allowed: {tags})"
     if kind in ("value_error", "assertion_error"):
         message = error["msg"].split(", ", 1)[-1]
         got = "" if isinstance(error["input"], dict) else f"got {_short(error['input'])}: "

@@ -195,7 +195,7 @@ class ImageDataset(Dataset[Sample]):
         images = self._images(indices, corners)
         if self._flip:
             mirrored = uniform_from_keys(keys, FLIP_STREAM) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+            images[mirrored] = images[mirrored].flip(-1)
         found = [self._stand_ins.get(index, index) for index in indices]
         return RawBatch(images, self.labels[found], keys, dict(self._stand_ins))
 

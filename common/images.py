@@ -71,7 +71,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 in [0, 255] to fp32 in [-1, 1]; `to_uint8` is its exact inverse."""
-    return images.float() / 127.5 - 1
+    return images.float().div_(127.5).sub_(1)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

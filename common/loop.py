@@ -27,10 +27,9 @@ from common.batches import Batch, SampleSource, build_loader, hash_integer
 from common.config import config_class, to_dict
 from common.images import save_image
 from common.optim import NotFiniteError
+from common.precision import Precision, resolve_precision
 from common.task import Task
 from common.tracking import Meter, RunFolder, Stopwatch, flatten, memory_in_use, progress_text
-
-__all__ = ["LoopConfig", "Task", "build_accelerator", "fit", "resolve_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class LoopConfig:
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     accumulation: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Precision = "fp32"
     log_every: Interval = 20
     eval_every: Interval | None = None
     save_every: Interval | None = None
@@ -91,7 +90,8 @@ def fit(
         Scalars of the last evaluation and "seconds", the training time over all sessions.
 
     Raises:
-        ValueError: batch size that does not divide, another config in `run`, damaged checkpoint.
+        ValueError: batch size that does not divide, another config or other data in `run`,
+            damaged checkpoint.
         RuntimeError: a loss or gradient is not finite; nothing is saved after that.
     """
     accelerator = build_accelerator(loop, run)
@@ -103,7 +103,7 @@ def fit(
         )
     folder = RunFolder(run)
     with folder.logging(enabled=accelerator.is_main_process):
-        session = _Session(task, accelerator, loop, folder, seed)
+        session = _Session(task, accelerator, loop, folder, seed, len(dataset))
         session.open(config)
         if session.done >= loop.steps:
             logger.info("%s is already finished: %d steps", folder.path, session.done)
@@ -135,6 +135,7 @@ class _Session:
     loop: LoopConfig
     folder: RunFolder
     seed: int
+    num_images: int  # of the training set
     done: int = 0
     seconds: float = 0.0  # training time of all sessions
     evaluation: dict[str, float] = field(default_factory=dict)
@@ -151,6 +152,11 @@ class _Session:
         if steps:
             self.folder.check_config(config)
             state = self.folder.checkpoints.load(steps[-1])
+            if state["num_images"] != self.num_images:
+                raise ValueError(
+                    f"{self.folder.path} was started on {state['num_images']} training images, "
+                    f"got {self.num_images}: the order of samples would differ"
+                )
             self.done, self.seconds = steps[-1], state["seconds"]
             self.evaluation, self.sums = state["evaluation"], state["sums"]
         if self.done >= self.loop.steps:
@@ -204,7 +210,9 @@ class _Session:
         torch.manual_seed(hash_integer(self.seed, self.done, self.accelerator.process_index))
         try:
             scalars = self.task.train_step(batches, self.done)
-            values = torch.stack([value.detach().float() for value in scalars.values()]).tolist()
+            device = self.accelerator.device
+            scalars = {name: value.detach().float().to(device) for name, value in scalars.items()}
+            values = torch.stack(list(scalars.values())).tolist()
             for name, value in zip(scalars, values, strict=True):
                 if not math.isfinite(value):
                     raise NotFiniteError(f"{name} is {value}")
@@ -254,6 +262,7 @@ class _Session:
     def save(self) -> None:
         state = {
             "task": self.task.state_dict(),
+            "num_images": self.num_images,
             "seconds": self.seconds,
             "evaluation": self.evaluation,
             "sums": self.sums,
@@ -286,12 +295,3 @@ def build_accelerator(loop: LoopConfig, run: str | Path) -> Accelerator:
     if missing:
         raise ValueError(f"loop.trackers: package of {', '.join(sorted(missing))} is not installed")
     return accelerator
-
-
-def resolve_precision(precision: Literal["fp32", "bf16", "auto"]) -> Literal["fp32", "bf16"]:
-    """What "auto" means here: bf16 on CUDA devices that have it and on CPUs with AMX, else fp32."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"

@@ -150,6 +150,27 @@ def test_hub_download_is_limited_to_the_model(
     assert json.loads((tmp_path / "tiny" / "config.json").read_text()) == {"width": 4}
 
 
+def test_push_to_hub_uploads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
+            return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, folder_path: Path, **options: Any) -> str:
+            uploaded.update({file.name: file.read_bytes() for file in folder_path.iterdir()})
+            return "url"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert Tiny(4).push_to_hub("tiny") == "url"
+    assert set(uploaded) == {"config.json", "model.safetensors", "README.md"}
+    assert json.loads(uploaded["config.json"]) == {"width": 4}
+    assert b"lambda24" in uploaded["README.md"]
+
+
 def test_atomic_folder(tmp_path: Path) -> None:
     target = tmp_path / "step"
     with atomic_folder(target) as folder:

@@ -205,3 +205,11 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
     path.write_text("more: [{kind: square, side: 2}]\n")
     with pytest.raises(ValueError, match=message):
         load_config(Drawing, path, [override])
+
+
+def test_union_at_the_top() -> None:
+    assert from_dict(Shape, {"kind": "circle", "radius": 1}) == Circle(radius=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"  kind: got 'star' \(allowed: 'square', 'circle'\)"):
+        from_dict(Shape, {"kind": "star"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"  side: got 'x' \(allowed: integer\)"):
+        from_dict(Shape, {"kind": "square", "side": "x"})  # type: ignore[arg-type]

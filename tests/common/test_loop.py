@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -197,29 +198,38 @@ def main(arguments: dict[str, Any]) -> None:
     torch.save({"state": task.state_dict(), "seen": task.seen}, arguments["out"])
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> tuple[ToyTask, Path]:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[ToyTask, Path]:
     """An uninterrupted run of 6 steps: 72 positions, so two and a bit epochs of 32 images."""
-    task, _ = train(toy_config(log_every=2, save_every=3), tmp_path / "whole")
-    return task, tmp_path / "whole"
+    run = tmp_path_factory.mktemp("whole")
+    task, _ = train(toy_config(log_every=2, save_every=3), run)
+    return task, run
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_killed_run_resumes_bit_for_bit(
-    whole: tuple[ToyTask, Path], tmp_path: Path, num_workers: int
-) -> None:
-    run = tmp_path / "killed"
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in a process with two workers, killed in its fifth step."""
+    run = tmp_path_factory.mktemp("killed")
     process = program(
         {
             "config": {"log_every": 2, "save_every": 3},
             "run": str(run),
-            "out": str(tmp_path / "never.pt"),
-            "options": {"kill_at": 4, "num_workers": num_workers},
+            "out": str(run / "never.pt"),
+            "options": {"kill_at": 4, "num_workers": 2},
         }
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000003"]
+    return run
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_run_resumes_bit_for_bit(
+    whole: tuple[ToyTask, Path], killed: Path, tmp_path: Path, num_workers: int
+) -> None:
+    run = tmp_path / "resumed"
+    shutil.copytree(killed, run)
     resumed, _ = train(toy_config(log_every=2, save_every=3), run, num_workers=num_workers)
     assert len(resumed.seen) == 3
     assert resumed.seen == whole[0].seen[3:]
@@ -263,7 +273,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     one, _ = train(toy_config(**options), tmp_path / "one")
@@ -334,6 +344,13 @@ def test_other_config_is_refused(tmp_path: Path) -> None:
         train(toy_config(steps=4, dropout=0.5), tmp_path)
     with pytest.raises(ValueError, match=r"loop.batch_size: the run has 12, got 8"):
         train(toy_config(steps=4, batch_size=8), tmp_path)
+
+
+def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(toy_config(steps=2), tmp_path)
+    monkeypatch.setattr(ImageDataset, "__len__", lambda self: 31)
+    with pytest.raises(ValueError, match=r"started on 32 training images, got 31"):
+        train(toy_config(steps=4), tmp_path)
 
 
 def test_run_folder(tmp_path: Path) -> None:

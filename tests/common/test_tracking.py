@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config import config_class
-from common.loop import LoopConfig, resolve_precision
+from common.loop import LoopConfig
 from common.tracking import Meter, RunFolder, flatten, memory_in_use, progress_text
 
 
@@ -103,8 +103,3 @@ def test_flatten() -> None:
         "a.c.d": [2],
         "e": None,
     }
-
-
-def test_auto_precision_is_resolved() -> None:
-    assert resolve_precision("auto") in ("fp32", "bf16")
-    assert resolve_precision("fp32") == "fp32"
