@@ -123,7 +123,10 @@ def reference_features(
     found = _read_cache(path)
     if found is None:
         found = _reference_features(source, extractor, batch_size, max_kept)
-        _write_cache(path, found)
+        try:
+            _write_cache(path, found)
+        except OSError as error:  # a result is worth more than its cache
+            warnings.warn(f"reference features are not cached: {error}", stacklevel=2)
     return found
 
 

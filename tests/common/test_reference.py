@@ -117,6 +117,17 @@ def test_a_damaged_entry_is_computed_again(
     assert path.stat().st_size > 1000
 
 
+def test_a_cache_that_cannot_be_written_costs_no_result(
+    extractor: FeatureExtractor, images: Tensor, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="reference features are not cached"):
+        found = reference_features(
+            TensorImages(images), extractor, batch_size=8, cache=tmp_path / "file"
+        )
+    assert found.stats.count == 30
+
+
 def test_subset_reads_the_chosen_images(images: Tensor) -> None:
     subset = SubsetImages(TensorImages(images), [3, 9, 27])
     assert len(subset) == 3
