@@ -1,0 +1,56 @@
+"""Compares quantizers: `python scripts/compare_quantizers.py CONFIG.yaml [key=value ...]`.
+
+Trains every contender of the config with every seed, each in a process of its own, and writes
+results.json, table.md and plots to the run folder. The same command again continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from common.config import load_config
+from common.metrics import save_metrics
+from tokenizer.comparison import ComparisonConfig, ComparisonResult, run_contender
+from tokenizer.comparison_report import PLOTTED, dot_plot, table, values
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", help="YAML file of configs/comparison")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train these contenders only")
+    options = parser.parse_args(argv)
+    config = load_config(ComparisonConfig, options.config, options.overrides)
+    names = [contender.name for contender in config.contenders]
+    wanted = options.only or names
+    if unknown := set(wanted) - set(names):
+        raise ValueError(f"--only: no contender {', '.join(sorted(unknown))} in {names}")
+    results: list[ComparisonResult] = []
+    # Seeds outermost: an interrupted comparison has every contender before a second seed of any.
+    for seed in config.seeds:
+        for contender in config.contenders:
+            if contender.name not in wanted:
+                continue
+            # A process each, so that peak memory is this contender's own.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+                results.append(pool.submit(run_contender, config, contender, seed).result())
+            write_report(Path(config.run), results)
+
+
+def write_report(folder: Path, results: Sequence[ComparisonResult]) -> None:
+    """Writes results.json, table.md and one plot a measured field."""
+    save_metrics({"results": [asdict(result) for result in results]}, folder / "results.json")
+    (folder / "table.md").write_text(table(results), encoding="utf-8")
+    for field in PLOTTED:
+        if values(results, field):
+            (folder / f"{field}.svg").write_text(dot_plot(results, field), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
