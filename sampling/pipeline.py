@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +72,18 @@ class Pipeline:
         return cls(image_tokenizer, generator, _read_sampling(folder / SAMPLING_FILE))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a pipeline folder; it appears complete or not at all.
+        """Writes a pipeline folder.
 
-        Raises:
-            ValueError: an existing folder with anything else in it, for example a run folder.
+        A new folder appears complete or not at all. In an existing one, such as a run folder, each
+        file of the three parts is replaced whole and everything else stays.
         """
         path = Path(folder)
-        own = {"tokenizer", "generator", SAMPLING_FILE}
-        others = sorted({item.name for item in path.iterdir()} - own) if path.exists() else []
-        if others:
-            raise ValueError(f"{path} is not replaced: it holds {', '.join(others[:5])} as well")
-        with atomic_folder(path) as temporary:
-            self.image_tokenizer.save_pretrained(temporary / self.image_tokenizer.folder_name)
-            self.generator.save_pretrained(temporary / self.generator.folder_name)
-            text = json.dumps(to_dict(self.sampling), indent=2)
-            (temporary / SAMPLING_FILE).write_text(text + "\n", encoding="utf-8")
+        with atomic_folder(path) if not path.exists() else nullcontext(path) as target:
+            self.image_tokenizer.save_pretrained(target / self.image_tokenizer.folder_name)
+            self.generator.save_pretrained(target / self.generator.folder_name)
+            temporary = target / f".{SAMPLING_FILE}"
+            temporary.write_text(json.dumps(to_dict(self.sampling), indent=2) + "\n", "utf-8")
+            temporary.replace(target / SAMPLING_FILE)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

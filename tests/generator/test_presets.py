@@ -6,7 +6,7 @@ import torch
 from generator.model import NextScaleGenerator
 from generator.presets import PRESETS, preset
 
-# Millions. Infinity-CC: 12 d w^2 + AdaLN + head, as in its paper (240 M, .49 B) and README (1.3 B) and
+# Millions. Infinity-CC: 12 d w^2 + AdaLN + head, as in its paper (240 M, .49 B), README (1.3 B) and
 # the 2.8 B of its largest row. VAR: the repository's table (310 M, 600 M, 1.0 B, 2.0 B, 2.3 B).
 MILLIONS = {
     "infinity-cc-12": 242,

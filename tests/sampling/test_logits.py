@@ -1,0 +1,71 @@
+"""Filters on dense logits: edge cases, ties, batches."""
+
+import pytest
+import torch
+
+from sampling.logits import categorical_sample, top_k, top_p
+
+ROW = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+
+
+def kept(logits: torch.Tensor) -> list[int]:
+    return (logits > -torch.inf).nonzero().flatten().tolist()
+
+
+def test_top_k_keeps_the_best_untouched():
+    assert kept(top_k(ROW, 1)) == [1]
+    assert kept(top_k(ROW, 2)) == [1, 3]
+    assert torch.equal(top_k(ROW, 2)[[1, 3]], ROW[[1, 3]])
+    assert torch.equal(top_k(ROW, 4), ROW)
+
+
+def test_top_k_keeps_ties_at_the_cut():
+    assert kept(top_k(torch.tensor([1.0, 2.0, 1.0, 0.0]), 2)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+def test_top_k_out_of_range(k: int):
+    with pytest.raises(ValueError, match=rf"\[1, 4\].*got {k}"):
+        top_k(ROW, k)
+
+
+def test_top_p_keeps_the_fewest_that_reach_p():
+    assert kept(top_p(ROW, 1e-6)) == [1]  # the best always stays
+    assert kept(top_p(ROW, 0.39)) == [1]
+    assert kept(top_p(ROW, 0.41)) == [1, 3]
+    assert kept(top_p(ROW, 0.71)) == [1, 2, 3]
+    assert kept(top_p(ROW, 0.95)) == [0, 1, 2, 3]
+    assert torch.equal(top_p(ROW, 1.0), ROW)
+
+
+def test_top_p_keeps_ties_at_the_cut():
+    assert kept(top_p(torch.zeros(4), 0.2)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("p", [0.0, -0.1, 1.01])
+def test_top_p_out_of_range(p: float):
+    with pytest.raises(ValueError, match=rf"\(0, 1\], got {p}"):
+        top_p(ROW, p)
+
+
+def test_top_p_after_top_k_renormalises():
+    # Among {1, 3} the shares are .571 and .429: p = .5 keeps one, p = .6 both.
+    assert kept(top_p(top_k(ROW, 2), 0.5)) == [1]
+    assert kept(top_p(top_k(ROW, 2), 0.6)) == [1, 3]
+
+
+def test_rows_are_independent():
+    logits = torch.randn(5, 3, 50) * 3
+    logits[0, 0, 10:] = -torch.inf
+    for function, value in ((top_k, 7), (top_p, 0.8)):
+        together = function(logits, value)
+        for i in range(5):
+            for j in range(3):
+                assert torch.equal(together[i, j], function(logits[i, j], value))
+
+
+def test_draws_follow_the_filtered_distribution():
+    uniforms = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    draws = categorical_sample(top_k(ROW, 2).expand(10_000, 4), uniforms)
+    shares = torch.bincount(draws, minlength=4) / 10_000
+    assert torch.allclose(shares, torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]), atol=1e-3)

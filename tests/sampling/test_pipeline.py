@@ -1,0 +1,180 @@
+"""Pipeline: names, batches, saving, errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from generator.heads import CategoricalHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from sampling.generate import SamplingConfig, generate
+from sampling.pipeline import Pipeline
+from sampling.schedules import LinearRamp
+from tokenizer.cnn import CNNConfig
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import FSQConfig
+
+NAMES = ("cat", "dog", "tree frog")
+
+
+def make(levels: tuple[int, ...] = (5, 3), names: tuple[str, ...] = NAMES) -> Pipeline:
+    torch.manual_seed(0)
+    image_tokenizer = ImageTokenizer(
+        TokenizerConfig(
+            image_size=16,
+            pyramid=PyramidConfig(scales=(1, 2, 4)),
+            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
+            quantizer=FSQConfig(levels=levels),
+        )
+    )
+    config = GeneratorConfig(
+        depth=2, width=16, num_heads=2, num_classes=3, head=CategoricalHeadConfig()
+    )
+    generator = NextScaleGenerator(config, image_tokenizer.spec, names)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return Pipeline(image_tokenizer, generator, SamplingConfig(guidance_scale=1.5))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return make()
+
+
+def pixels(images: list[Image.Image]) -> list[bytes]:
+    assert all(image.size == (16, 16) and image.mode == "RGB" for image in images)
+    return [image.tobytes() for image in images]
+
+
+def test_names_numbers_and_batches_give_the_same_images(pipeline: Pipeline):
+    by_name = pixels(pipeline(["cat", "dog", "tree frog", "cat", "dog"], seeds=[7, 1, 2, 3, 4]))
+    by_number = pixels(pipeline([0, 1, 2, 0, 1], seeds=[7, 1, 2, 3, 4], batch_size=2))
+    assert by_name == by_number
+    assert by_name[0] != by_name[3]
+
+
+def test_seeds_default_to_zero_one_two(pipeline: Pipeline):
+    assert pixels(pipeline([1, 1])) == pixels(pipeline([1, 1], seeds=[0, 1]))
+    assert pipeline([]) == []
+
+
+def test_null_label_is_allowed(pipeline: Pipeline):
+    assert pixels(pipeline([3], [4])) != pixels(pipeline([0], [4]))
+
+
+def test_own_settings_config_and_overrides(pipeline: Pipeline):
+    own = pixels(pipeline([0, 1], [1, 2]))
+    assert own == pixels(pipeline([0, 1], [1, 2], config=SamplingConfig(guidance_scale=1.5)))
+    other = pixels(pipeline([0, 1], [1, 2], guidance_scale=4, top_k=[3, 3, 3]))
+    explicit = SamplingConfig(guidance_scale=4.0, top_k=(3.0, 3.0, 3.0))
+    assert other == pixels(pipeline([0, 1], [1, 2], config=explicit))
+    assert other != own
+    ramp = {"kind": "linear", "start": 1.5, "end": 1.5}
+    assert own == pixels(pipeline([0, 1], [1, 2], guidance_scale=ramp))
+    assert own == pixels(pipeline([0, 1], [1, 2], guidance_scale=LinearRamp(start=1.5, end=1.5)))
+
+
+def test_images_are_those_of_generate(pipeline: Pipeline):
+    generated = generate(
+        pipeline.generator,
+        pipeline.image_tokenizer,
+        torch.tensor([2]),
+        [9],
+        pipeline.sampling,
+    )
+    expected = ((generated.images[0] + 1) * 127.5 + 0.5).floor().clamp(0, 255).permute(1, 2, 0)
+    assert np.array_equal(np.asarray(pipeline([2], [9])[0]), expected.numpy().astype(np.uint8))
+
+
+def test_progress_bar_counts_images(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]):
+    pipeline([0, 1, 2], batch_size=2, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_save_and_load(pipeline: Pipeline, tmp_path: Path):
+    folder = tmp_path / "model"
+    pipeline.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "generator",
+        "sampling.json",
+        "tokenizer",
+    ]
+    loaded = Pipeline.from_pretrained(folder)
+    assert loaded.sampling == pipeline.sampling
+    assert loaded.label_names == NAMES
+    assert pixels(loaded(["dog"], [3])) == pixels(pipeline(["dog"], [3]))
+
+
+def test_saving_into_a_run_folder_keeps_the_rest(pipeline: Pipeline, tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "checkpoints").is_dir()
+    assert Pipeline.from_pretrained(tmp_path).sampling == pipeline.sampling
+
+
+def test_settings_file_is_optional_and_checked(pipeline: Pipeline, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "sampling.json").unlink()
+    assert Pipeline.from_pretrained(tmp_path).sampling == SamplingConfig()
+    (tmp_path / "sampling.json").write_text(json.dumps({"guidance": 2}))
+    with pytest.raises(ValueError, match=r"(?s)sampling\.json.*guidance"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_missing_part_is_named(pipeline: Pipeline, tmp_path: Path):
+    pipeline.generator.save_pretrained(tmp_path / "generator")
+    with pytest.raises(ValueError, match="tokenizer/ is missing"):
+        Pipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not a folder"):
+        Pipeline.from_pretrained(tmp_path / "nothing" / "here")
+
+
+def test_parts_of_different_pyramids_are_refused(pipeline: Pipeline, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path)
+    make(levels=(5, 5)).image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"codebook_sizes=\(25,\).*codebook_sizes=\(15,\)"):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_bad_calls(pipeline: Pipeline):
+    with pytest.raises(ValueError, match="unknown class 'treefrog'; closest: tree frog"):
+        pipeline(["treefrog"])
+    with pytest.raises(ValueError, match="unknown class 'xyz'; known: cat, dog, tree frog"):
+        pipeline(["xyz"])
+    with pytest.raises(ValueError, match="no class names, give numbers"):
+        make(names=())(["cat"])
+    with pytest.raises(ValueError, match=r"\[0, 3\].*got 4"):
+        pipeline([4])
+    with pytest.raises(ValueError, match="2 labels but 1 seeds"):
+        pipeline([0, 1], [5])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        pipeline([0], batch_size=0)
+    with pytest.raises(ValueError, match="guidance_scal"):
+        pipeline([0], guidance_scal=2.0)
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
+        pipeline.to(dtype=torch.float64)
+
+
+def test_bf16_runs_the_transformer_in_bf16(pipeline: Pipeline):
+    seen = []
+    half = Pipeline(pipeline.image_tokenizer, pipeline.generator).to("cpu", torch.bfloat16)
+    hook = half.generator.blocks[0].attention.proj.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    assert len(half([0, 1], [1, 2])) == 2
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert next(half.generator.parameters()).dtype == torch.float32
+
+
+def test_models_are_put_in_eval_mode(pipeline: Pipeline):
+    dropping = NextScaleGenerator(
+        replace(pipeline.generator.config, drop_path=0.5), pipeline.generator.spec
+    ).train()
+    assert not Pipeline(pipeline.image_tokenizer, dropping).generator.training
