@@ -87,6 +87,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
+def from_pil(images: Sequence[Image.Image]) -> Tensor:
+    """RGB images of one size to uint8 `(B, 3, H, W)`."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return rearrange(pixels, "b h w c -> b c h w")
+
+
 def make_grid(images: Tensor, labels: Sequence[str] | None = None, columns: int = 8) -> Image.Image:
     """Draws `(B, 3, H, W)` images row by row on white.
 

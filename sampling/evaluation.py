@@ -9,11 +9,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from einops import rearrange
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +18,7 @@ from tqdm import tqdm
 from common.config import config_class, to_dict
 from common.data import DataConfig, ImageDataset
 from common.extractors import FeatureExtractor, ImageFeatures, build_extractor
+from common.images import from_pil
 from common.reference import FeatureSet, collect_features
 from sampling.comparison import (
     EvaluationResult,
@@ -157,16 +155,10 @@ def sample_features(
                 batch_size=config.batch_size,
                 config=config.sampling,
             )
-            parts.append(extractor(_pixels(images)))
+            parts.append(extractor(from_pil(images)))
             bar.update(len(images))
     features = collect_features(parts)
     return features if world == 1 else _gather(features, accelerator, config.num_images)
-
-
-def _pixels(images: list[Image.Image]) -> Tensor:
-    """uint8 `(N, 3, H, W)`."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return rearrange(pixels, "n h w c -> n c h w")
 
 
 def _gather(local: FeatureSet, accelerator: Accelerator | None, count: int) -> FeatureSet:
