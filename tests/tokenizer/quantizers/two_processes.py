@@ -27,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "dim": 6,
         "codebook_size": 32,
         "decay": 0.5,
-        "revival_threshold": 0.4,
+        "revival_threshold": 0.8,
     },
     "simvq": {"kind": "simvq", "dim": 6, "codebook_size": 32},
     "gsq": {"kind": "gsq", "dim": 6, "groups": 2, "codebook_size": 16},
