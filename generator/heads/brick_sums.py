@@ -17,26 +17,23 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from tokenizer.lattices import golay
-
-NUM_VALUES = 9  # coordinate v in -4..4 is column v + 4
-ZERO_ROW = NUM_VALUES  # an appended row of zeros
-# Per (T, S, state). Type 2: off or on the support; even, then odd. Type 3: +1 or -1; plain, then
-# times -3.
-LEAF_VALUES = (4, 6, ZERO_ROW, 2, 5, 3, 1, 7)
-
-# Rows of a brick's classes, 8 for each x: small and large of type 2 (pairs; tetrads) and of type 3
-# (plain; one coordinate times -3), then what x = 0 of type 2 and type 4 need.
-NUM_X = 15
-SMALL, LARGE = slice(0, 8 * NUM_X), slice(8 * NUM_X, 16 * NUM_X)
-TETRADS_AND_FOUR = slice(240, 255)  # 14 tetrad classes of x = 0, then one coordinate +-4
-FOUR, EMPTY, FULL = 254, 255, 256  # FULL: eight coordinates +-2, or two coordinates +-4
-NUM_ROWS = 257
+from generator.heads.brick_tables import (
+    EMPTY,
+    FOUR,
+    FULL,
+    LARGE,
+    NUM_ROWS,
+    NUM_VALUES,
+    NUM_X,
+    SMALL,
+    TETRADS_AND_FOUR,
+    ZERO_ROW,
+    brick_tables,
+)
 
 
 class Scratch:
@@ -53,26 +50,15 @@ class Scratch:
         return buffer
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Row numbers, see `_tables`."""
-
-    leaves: Tensor  # (8,) rows of the values
-    half_words: Tensor  # (16,) half-brick words, even ones first
-    half_inverse: Tensor
-    first: Tensor  # (257,) class -> word row of a brick
-    second: Tensor  # (198,) complement word of the classes 56..253
-    class_of: Tensor  # (512,) word row -> class, 257 where no class uses it
-    next_brick: Tensor  # (3 * 240,) rows of brick q1 for each brick p
-    windows: Tensor  # (3 * 810,) rows of brick q2, arranged so that exclusive-or is a window
-
-
-def log_partition(scores: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+def log_partition(
+    scores: Tensor, chunk_size: int, *, with_marginals: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Log normaliser and marginals of the lattice softmax, in the linear domain.
 
     Args:
         scores: `(N, 24, 9)` finite, float32 or float64.
         chunk_size: tokens per block.
+        with_marginals: costs twice as much again.
 
     Returns:
         log_z `(N,)` and marginals p(c_i = v) `(N, 24, 9)`, the gradient of log_z. log_z is NaN
@@ -80,57 +66,103 @@ def log_partition(scores: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
         about 57 nats in float32, 460 in float64.
     """
     log_z = scores.new_empty(len(scores))
-    marginals = torch.empty_like(scores)
+    marginals = torch.empty_like(scores) if with_marginals else None
     scratch = Scratch(scores)
     smallest = torch.finfo(scores.dtype).tiny ** 0.66
     for start in range(0, len(scores), chunk_size):
         rows = slice(start, start + chunk_size)
         peak = scores[rows].amax(2, keepdim=True)
-        weights = scratch("weights", NUM_VALUES, 24, len(peak))
+        values = scratch("values", NUM_VALUES + 1, 24, len(peak))
+        values[ZERO_ROW] = 0
+        weights = values[:NUM_VALUES]
         torch.sub(scores[rows].permute(2, 1, 0), peak.permute(2, 1, 0), out=weights).exp_()
-        total, gradient = _partition(weights, scratch)
-        gradient.mul_(weights).div_(total)
-        marginals[rows] = gradient.permute(2, 1, 0)
+        sums = _sum_over_codes(values, scratch)
+        total = sums.total
         log_z[rows] = torch.where(total > smallest, total.log() + peak.sum((1, 2)), torch.nan)
+        if marginals is not None:
+            gradient = _gradient(sums, scratch).mul_(weights).div_(total)
+            marginals[rows] = gradient.permute(2, 1, 0)
     return log_z, marginals
 
 
-def _partition(weights: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Sum over all codes of the product of `weights (9, 24, n)`, `(n,)`, and its gradient."""
-    n = weights.shape[-1]
-    tables = _tables(weights.device)
-    values = torch.cat([weights, weights.new_zeros(1, 24, n)])
+@dataclass(frozen=True)
+class _Sums:
+    """What the gradient needs of the products and sums of n tokens."""
+
+    singles: Tensor  # (P, T, S, 8, 2, n) weights of one coordinate, by state
+    pairs: Tensor  # (P, T, S, 4, 4, n) of two neighbours
+    halves: Tensor  # (P, T, S, 2, parity, 8, n) of four
+    fours: list[Tensor]  # see `_truncated_products`
+    classes: Tensor  # (P, 257, n)
+    next_classes: Tensor  # (P, 2, 15, 2, 2, 2, n) small and large ones of brick q1
+    windows: Tensor  # (P, 2, 15, 3, 3, 3, n) large and small ones of brick q2, to be cut out
+    partners: Tensor  # (P, 120, n) what multiplies a large class
+    total: Tensor  # (n,)
+
+
+def _sum_over_codes(values: Tensor, scratch: Scratch) -> _Sums:
+    """Sum over all codes of the product of `values (10, 24, n)`."""
+    n = values.shape[-1]
+    tables = brick_tables(values.device)
     leaves = values.index_select(0, tables.leaves).view(2, 2, 2, 3, 8, n)
-    singles = leaves.permute(3, 0, 1, 4, 2, 5)  # (P, T, S, coordinate, state, n)
-    pairs = _merge(
-        singles[:, :, :, 1::2], singles[:, :, :, ::2], scratch("pairs", 3, 2, 2, 4, 4, n)
-    )
-    halves = _merge(pairs[:, :, :, 1::2], pairs[:, :, :, ::2], scratch("halves", 3, 2, 2, 2, 16, n))
-    by_parity = halves.index_select(4, tables.half_words).unflatten(4, (2, 8))
-    low, high = by_parity.unbind(3)  # (P, T, S, parity, state, n)
+    singles = leaves.permute(3, 0, 1, 4, 2, 5)
+    pairs = _merge(*_two_by_two(singles), scratch("pairs", 3, 2, 2, 4, 4, n))
+    fours = _merge(*_two_by_two(pairs), scratch("halves", 3, 2, 2, 2, 16, n))
+    halves = fours.index_select(4, tables.half_words).unflatten(4, (2, 8))
+    low, high = halves.unbind(3)
     words = _merge(high, low, scratch("words", 3, 2, 2, 2, 64, n)).view(3, 512, n)
-    fours = _truncated_products(torch.stack([weights[4], weights[0] + weights[8]]))
+    truncated = _truncated_products(torch.stack([values[4], values[0] + values[8]]))
 
-    classes = words.index_select(1, tables.first)
-    classes[:, 56:254] += words.index_select(1, tables.second)
-    classes[:, FOUR] = fours[-1][1, :, 0]
-    classes[:, FULL] += fours[-1][2, :, 0]
-    total, grad = _join_bricks(classes, tables, scratch)
+    classes = scratch("classes", 3, NUM_ROWS, n)
+    torch.index_select(words, 1, tables.first, out=classes)
+    second = scratch("second", 3, len(tables.second), n)
+    classes[:, 56:254] += torch.index_select(words, 1, tables.second, out=second)
+    classes[:, FOUR] = truncated[-1][1, :, 0]
+    classes[:, FULL] += truncated[-1][2, :, 0]
 
-    padded = torch.cat([grad, grad.new_zeros(3, 1, n)], 1)
-    grad_words = padded.index_select(1, tables.class_of).view(3, 2, 2, 2, 64, n)
-    grad_high, grad_low = _merge_backward(grad_words, high, low, scratch)
-    grad_halves = torch.stack([grad_low, grad_high], 3).flatten(4, 5)
-    grad_halves = grad_halves.index_select(4, tables.half_inverse)
-    grad_pairs = _backward_to_parts(grad_halves, pairs, scratch)
-    grad_singles = _backward_to_parts(grad_pairs, singles, scratch)
-    gradient = values.zero_()
-    gradient.index_add_(0, tables.leaves, grad_singles.permute(1, 2, 4, 0, 3, 5).reshape(8, 24, n))
-    grad_zero, grad_four, _ = _truncated_backward(grad[:, FOUR], grad[:, FULL], fours)
+    rows = classes.view(3 * NUM_ROWS, n)
+    next_classes = scratch("next", 3, 2, NUM_X, 2, 2, 2, n)
+    torch.index_select(rows, 0, tables.next_brick, out=next_classes.view(720, n))
+    windows = scratch("windows", 3, 2, NUM_X, 3, 3, 3, n)
+    torch.index_select(rows, 0, tables.windows, out=windows.view(2430, n))
+    partners = scratch("partners", 3, NUM_X, 2, 2, 2, n)
+    _add_matching(partners, next_classes[:, 0], windows[:, 1], is_first=True)
+    partners = partners.view(3, 120, n)
+    total = (classes[:, LARGE] * partners).sum((0, 1)) + _sum_of_rest(classes)
+    return _Sums(singles, pairs, halves, truncated, classes, next_classes, windows, partners, total)
+
+
+def _gradient(sums: _Sums, scratch: Scratch) -> Tensor:
+    """Gradient of `sums.total` for the weights of all values, `(9, 24, n)`."""
+    n = len(sums.total)
+    tables = brick_tables(sums.total.device)
+    grad = scratch("grad", 3, NUM_ROWS + 1, n)
+    grad[:, NUM_ROWS] = 0  # of words in no class
+    grad[:, LARGE] = sums.partners
+    small = grad[:, SMALL].unflatten(1, (NUM_X, 2, 2, 2))
+    _add_matching(small, sums.next_classes[:, 0], sums.windows[:, 0], is_first=True)
+    _add_matching(small, sums.next_classes[:, 1], sums.windows[:, 1], is_first=False)
+    _gradient_of_rest(sums.classes, grad)
+
+    grad_words = scratch("grad_words", 3, 512, n)
+    torch.index_select(grad, 1, tables.class_of, out=grad_words)
+    grad_halves = scratch("grad_halves", *sums.halves.shape)
+    low, high = sums.halves.unbind(3)
+    grad_low, grad_high = grad_halves.unbind(3)
+    _merge_backward(grad_words.view(3, 2, 2, 2, 64, n), high, low, grad_high, grad_low, scratch)
+    grad_parts = grad_halves.flatten(4, 5).index_select(4, tables.half_inverse)
+    for name, parts in (("grad_pairs", sums.pairs), ("grad_singles", sums.singles)):
+        below = scratch(name, *parts.shape)
+        _merge_backward(grad_parts, *_two_by_two(parts), *_two_by_two(below), scratch)
+        grad_parts = below
+
+    gradient = scratch("gradient", NUM_VALUES + 1, 24, n)
+    gradient[tables.leaves] = grad_parts.permute(1, 2, 4, 0, 3, 5).reshape(8, 24, n)
+    grad_zero, grad_four, _ = _truncated_backward(grad[:, FOUR], grad[:, FULL], sums.fours)
     gradient[4] += grad_zero
-    gradient[0] += grad_four
-    gradient[8] += grad_four
-    return total, gradient[:NUM_VALUES]
+    gradient[0] = grad_four
+    gradient[8] = grad_four
+    return gradient[:NUM_VALUES]
 
 
 def _two_by_two(parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,10 +181,10 @@ def _merge(high: Tensor, low: Tensor, out: Tensor) -> Tensor:
 
 
 def _merge_backward(
-    grad: Tensor, high: Tensor, low: Tensor, scratch: Scratch
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, high: Tensor, low: Tensor, grad_high: Tensor, grad_low: Tensor, scratch: Scratch
+) -> None:
+    """Writes the gradients of both factors of `_merge`."""
     grad = grad.unflatten(4, (high.shape[4], low.shape[4]))
-    grad_high, grad_low = torch.empty_like(high), torch.empty_like(low)
     product = scratch(f"product{grad.shape[4]}", *grad[:, :, 0].shape)
     for result, other, axis in ((grad_high, low.unsqueeze(4), 4), (grad_low, high.unsqueeze(5), 3)):
         torch.mul(grad[:, :, 0], other[:, :, 0], out=product)
@@ -161,13 +193,6 @@ def _merge_backward(
         torch.mul(grad[:, :, 1], other[:, :, 0], out=product)
         product[:, 0].addcmul_(grad[:, 0, 0], other[:, 0, 1])
         torch.sum(product, axis, out=result[:, :, 1])
-    return grad_high, grad_low
-
-
-def _backward_to_parts(grad: Tensor, parts: Tensor, scratch: Scratch) -> Tensor:
-    """Gradient of the parts that were merged two by two, `(P, T, S, 2k, a, n)`."""
-    grad_high, grad_low = _merge_backward(grad, *_two_by_two(parts), scratch)
-    return torch.stack([grad_low, grad_high], 4).flatten(3, 4)
 
 
 def _truncated_products(weights: Tensor) -> list[Tensor]:
@@ -204,81 +229,41 @@ def _truncated_backward(grad_one: Tensor, grad_two: Tensor, levels: list[Tensor]
     return grad.flatten(1, 2)
 
 
-def _join_bricks(classes: Tensor, tables: Tables, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Sum over all codes from the bricks' classes `(P, 257, n)`, `(n,)`, and its gradient.
+def _add_matching(out: Tensor, labels: Tensor, windows: Tensor, *, is_first: bool) -> None:
+    """Exclusive-or convolution: out[c] = (out[c] +) sum over b of labels[b] windows[b ^ c].
 
-    With q1, q2 the bricks after p, every code has a large class on one brick p and small ones on q1
-    and q2 whose labels match, or is of type 4, or has x = 0 in type 2.
+    Args:
+        out: `(P, 15, 2, 2, 2, n)`, c in binary.
+        labels: `(P, 15, 2, 2, 2, n)`.
+        windows: `(P, 15, 3, 3, 3, n)`: entry i + j of an axis belongs to the bit i ^ j.
+        is_first: overwrite `out`.
     """
-    n = classes.shape[-1]
-    grad = torch.empty_like(classes)
-    merged = classes[:, : LARGE.stop].reshape(3 * 240, n)
-    next_brick = merged.index_select(0, tables.next_brick).view(3, 2, NUM_X, 2, 2, 2, 1, 1, 1, n)
-    windows = merged.index_select(0, tables.windows).view(3, 2, NUM_X, 3, 3, 3, n)
-    joined = scratch("joined", 3, 2, NUM_X, 2, 2, 2, n).zero_()
-    small, large = next_brick.unbind(1)
     for i, j, k in itertools.product(range(2), repeat=3):
-        # Label c of brick p, label (i, j, k) of q1, their exclusive-or on q2.
-        matching = windows[:, :, :, i : i + 2, j : j + 2, k : k + 2]
-        joined.addcmul_(small[:, None, :, i, j, k], matching)
-        joined[:, 0].addcmul_(large[:, :, i, j, k], matching[:, 1])
-    grad[:, : LARGE.stop] = joined.view(3, 240, n)
-    total = (classes[:, LARGE] * grad[:, LARGE]).sum((0, 1))
+        label = labels[:, :, i, j, k, None, None, None]
+        matching = windows[:, :, i : i + 2, j : j + 2, k : k + 2]
+        if is_first and not (i or j or k):
+            torch.mul(label, matching, out=out)
+        else:
+            out.addcmul_(label, matching)
 
-    (_, empty, full), (tetrads1, empty1, full1), (tetrads2, empty2, full2) = (
-        (bricks[:, TETRADS_AND_FOUR], bricks[:, EMPTY], bricks[:, FULL])
-        for bricks in (classes, classes.roll(-1, 0), classes.roll(-2, 0))
-    )
+
+def _rest_of(classes: Tensor, turn: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tetrads (and one coordinate +-4), empty and full of the brick `turn` after each."""
+    rest = classes[:, LARGE.stop :].roll(-turn, 0)
+    return rest[:, :-2], rest[:, -2], rest[:, -1]
+
+
+def _sum_of_rest(classes: Tensor) -> Tensor:
+    """Codes of type 4 or with x = 0 in type 2: one brick full, or one empty and two that match."""
+    _, empty, full = _rest_of(classes, 0)
+    tetrads1, empty1, _ = _rest_of(classes, 1)
+    tetrads2, empty2, _ = _rest_of(classes, 2)
+    return (full * empty1 * empty2 + empty * (tetrads1 * tetrads2).sum(1)).sum(0)
+
+
+def _gradient_of_rest(classes: Tensor, grad: Tensor) -> None:
+    tetrads1, empty1, full1 = _rest_of(classes, 1)
+    tetrads2, empty2, full2 = _rest_of(classes, 2)
     grad[:, TETRADS_AND_FOUR] = empty1[:, None] * tetrads2 + tetrads1 * empty2[:, None]
+    grad[:, EMPTY] = (tetrads1 * tetrads2).sum(1) + full1 * empty2 + empty1 * full2
     grad[:, FULL] = empty1 * empty2
-    both = (tetrads1 * tetrads2).sum(1)
-    grad[:, EMPTY] = both + full1 * empty2 + empty1 * full2
-    return total + (full * grad[:, FULL] + empty * both).sum(0), grad
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # cached tensors must serve training too
-def _tables(device: torch.device) -> Tables:
-    halves = sorted(range(16), key=lambda half: (golay.parity(half), half))
-    rank = [halves.index(half) for half in range(16)]
-    first, second = _class_words(rank)
-    class_of = [NUM_ROWS] * 512
-    for label, word in enumerate(first):
-        if label != FOUR:
-            class_of[word] = label
-    for label, word in enumerate(second, start=56):
-        class_of[word] = label
-    merged = torch.arange(3 * 240).view(3, 2, NUM_X, 2, 2, 2)
-    window = torch.tensor([0, 1, 0])  # entry i + j is i ^ j
-    windows = merged.roll(-2, 0).flip(1)[..., window, :, :][..., window, :][..., window]
-    columns = LEAF_VALUES, halves, rank, first, second, class_of
-    tensors = [torch.tensor(column, device=device) for column in columns]
-    rows = [part.flatten().to(device) for part in (merged.roll(-1, 0), windows)]
-    return Tables(*tensors, *rows)
-
-
-def _class_words(rank: list[int]) -> tuple[list[int], list[int]]:
-    """Word rows of each class of a brick, and those of the complements of classes 56..253."""
-
-    def row(kind: int, component: int, word: int) -> int:  # (T, S, parity, high half, low half)
-        high, low = divmod(word, 16)
-        block = (2 * kind + component) * 2 + golay.parity(low)
-        return block * 64 + rank[high] % 8 * 8 + rank[low] % 8
-
-    def support(coordinates: tuple[int, ...]) -> int:
-        return sum(1 << k for k in coordinates)
-
-    some_x, labels = range(1, 8), range(8)
-    words = [golay.brick_word(x, a) for x in labels for a in labels]
-    pairs = [(b & 1, support(golay.pair(x, b >> 1))) for x in some_x for b in labels]
-    tetrads = [(c & 1, support(golay.tetrad(x, c >> 1, 0))) for x in some_x for c in labels]
-    zero_x = [(c & 1, support(golay.tetrad(0, c >> 1, 0))) for c in range(14)]
-    summed = [(1, 0, word) for word in words]
-    summed += [(0, parity, word) for parity, word in tetrads]
-    summed += [(1, 1, word) for word in words]
-    summed += [(0, parity, word) for parity, word in zero_x]
-    single = [(0, parity, word) for parity, word in pairs]
-    ends = [(0, 0, 0x00), (0, 0, 0x00), (0, 0, 0xFF)]  # FOUR is not a word: a placeholder
-    first = [row(*place) for place in (*single, *summed, *ends)]
-    second = [row(kind, component, word ^ 0xFF) for kind, component, word in summed]
-    return first, second

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.config import config_class
 from generator.heads.base import Distribution, Head, TokenLoss, head_linear, head_outputs
-from generator.heads.brick_sums import NUM_VALUES
+from generator.heads.brick_tables import NUM_VALUES
 from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
 from generator.heads.normalizer import log_normalizer
 from tokenizer.lattices import leech

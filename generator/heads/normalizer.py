@@ -20,14 +20,16 @@ def log_normalizer(scores: Tensor) -> Tensor:
     Exact for all finite scores: rows whose sums could underflow are computed again in float64 and,
     if that is not enough, by log-sum-exp. Reads the device once a call.
     """
-    log_z: Tensor = _LogNormalizer.apply(scores)
-    return log_z
+    if torch.is_grad_enabled() and scores.requires_grad:
+        log_z: Tensor = _LogNormalizer.apply(scores)
+        return log_z
+    return _log_partition_of_all(scores, with_marginals=False)[0]
 
 
 class _LogNormalizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
-        log_z, marginals = _log_partition_of_all(scores)
+        log_z, marginals = _log_partition_of_all(scores, with_marginals=True)
         ctx.save_for_backward(marginals)
         return log_z
 
@@ -38,26 +40,31 @@ class _LogNormalizer(torch.autograd.Function):
         return marginals * grad_log_z[:, None, None]
 
 
-def _log_partition_of_all(scores: Tensor) -> tuple[Tensor, Tensor]:
+def _log_partition_of_all(scores: Tensor, *, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
     chunk_size = CPU_CHUNK if scores.device.type == "cpu" else DEVICE_CHUNK
-    log_z, marginals = log_partition(scores, chunk_size)
+    log_z, marginals = log_partition(scores, chunk_size, with_marginals=with_marginals)
     rows = log_z.isnan().nonzero()[:, 0]
     if len(rows):
         again = _log_partition_of_all if scores.dtype == torch.float32 else _log_partition_in_logs
-        exact_log_z, exact_marginals = again(scores[rows].double())
+        exact_log_z, exact_marginals = again(scores[rows].double(), with_marginals=with_marginals)
         log_z[rows] = exact_log_z.to(log_z.dtype)
-        marginals[rows] = exact_marginals.to(marginals.dtype)
+        if marginals is not None and exact_marginals is not None:
+            marginals[rows] = exact_marginals.to(marginals.dtype)
     return log_z, marginals
 
 
-def _log_partition_in_logs(scores: Tensor) -> tuple[Tensor, Tensor]:
+def _log_partition_in_logs(scores: Tensor, *, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
     """The same by log-sum-exp throughout: many times slower, and never underflows."""
-    log_z, marginals = scores.new_empty(len(scores)), torch.empty_like(scores)
+    log_z = scores.new_empty(len(scores))
+    marginals = torch.empty_like(scores) if with_marginals else None
     for start in range(0, len(scores), LOG_CHUNK):
         rows = slice(start, start + LOG_CHUNK)
+        if marginals is None:
+            log_z[rows] = CodeGroups.of(scores[rows]).log_z()
+            continue
         with torch.inference_mode(False), torch.enable_grad():
             leaf = scores[rows].detach().clone().requires_grad_()
             chunk = CodeGroups.of(leaf).log_z()
-            (gradient,) = torch.autograd.grad(chunk.sum(), leaf)
-        log_z[rows], marginals[rows] = chunk.detach(), gradient
+            (marginals[rows],) = torch.autograd.grad(chunk.sum(), leaf)
+        log_z[rows] = chunk.detach()
     return log_z, marginals
