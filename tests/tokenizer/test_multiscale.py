@@ -1,0 +1,117 @@
+"""The residual pyramid: one code path for encoding, teacher forcing and step-by-step decoding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.config import from_dict
+from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, usage
+from tokenizer.quantizers import build_quantizer
+from tokenizer.tokens import TokenPyramid
+
+
+def make(kind="leech", **options):
+    leaf = build_quantizer({"kind": kind})
+    return MultiScaleQuantizer(PyramidConfig(scales=(1, 2, 3, 5), **options), leaf)
+
+
+def latent(batch=3, channels=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, 5, 5, generator=generator)
+
+
+def test_forward_encode_and_stepwise_agree_bit_for_bit():
+    pyramid = make()
+    z = latent()
+    quantized = pyramid(z)
+    tokens = pyramid.encode(z)
+    assert torch.equal(quantized.tokens.indices, tokens.indices)
+    *_, last = pyramid.states(tokens)
+    assert torch.equal(quantized.z_q, last.latent)
+
+
+def test_the_residual_is_what_earlier_scales_left():
+    """Scale by scale against the definition, with a plain nearest-code search."""
+    pyramid = make(gain="fixed", initial_gains=(2.0, 1.5, 1.2, 1.0))
+    tokens = pyramid.encode(latent())
+    codes = pyramid.leaf.decode(torch.arange(196_560)[:, None])
+    residual = 3 * F.normalize(latent(), dim=1)
+    for k, (side, gain) in enumerate(zip((1, 2, 3, 5), (2.0, 1.5, 1.2, 1.0), strict=True)):
+        small = F.adaptive_avg_pool2d(residual, side).flatten(2).transpose(1, 2)
+        chosen = (small @ codes.T).argmax(dim=-1)
+        assert torch.equal(chosen, tokens.scale(k)[..., 0])
+        maps = gain * codes[chosen].transpose(1, 2).unflatten(2, (side, side))
+        residual = residual - F.interpolate(maps, (5, 5), mode="bilinear", align_corners=False)
+
+
+def test_gradients_are_straight_through_to_the_latent_and_direct_to_gains():
+    pyramid = make(radius=None, commitment_weight=0.0)
+    z = latent().requires_grad_(True)
+    weight = latent(seed=1)
+    (pyramid(z).z_q * weight).sum().backward()
+    assert torch.equal(z.grad, weight)
+    tokens = pyramid.encode(z)
+    codes = pyramid.leaf.decode(tokens.scale(3)).transpose(1, 2).unflatten(2, (5, 5))
+    expected = (pyramid.gain(3) * codes * weight).sum()  # d/d log g of g * codes
+    assert float(pyramid.log_gains.grad[3]) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_more_scales_leave_a_smaller_residual():
+    pyramid = make(gain="fixed", initial_gains=(2.0, 1.5, 1.2, 1.0))
+    stats = pyramid(latent(batch=16)).stats
+    norms = [float(stats[f"residual_norm_{k}"]) for k in range(4)]
+    assert norms == sorted(norms, reverse=True)
+    assert norms[-1] < 0.95 * 3
+
+
+def test_autocast_changes_no_token():
+    pyramid = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = pyramid.encode(latent())
+    assert torch.equal(inside.indices, pyramid.encode(latent()).indices)
+
+
+def test_encode_changes_no_state():
+    pyramid = make()
+    before = {name: value.clone() for name, value in pyramid.state_dict().items()}
+    pyramid.train()
+    pyramid.encode(latent())
+    assert all(torch.equal(value, before[name]) for name, value in pyramid.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["leech", "fsq", "vq", "bsq", "gsq"])
+def test_other_quantizers_fit_in(kind):
+    pyramid = make(kind)
+    z = latent(channels=pyramid.leaf.dim).requires_grad_(True)
+    quantized = pyramid(z)
+    (quantized.z_q.square().mean() + quantized.loss).backward()
+    assert z.grad.abs().sum() > 0
+    *_, last = pyramid.eval().states(pyramid.encode(z))
+    assert last.latent.shape == z.shape
+
+
+def test_refuses_what_does_not_fit():
+    pyramid = make()
+    with pytest.raises(ValueError, match=r"\(B, 24, 5, 5\), got \(3, 23, 5, 5\)"):
+        pyramid(latent(channels=23))
+    state = pyramid.initial_state(2, "cpu")
+    with pytest.raises(ValueError, match=r"\(2, 1, 1\), got \(2, 4, 1\)"):
+        pyramid.accumulate(state, torch.zeros(2, 4, 1, dtype=torch.int64))
+    *_, last = pyramid.states(pyramid.encode(latent()))
+    with pytest.raises(ValueError, match="all 4 scales"):
+        pyramid.accumulate(last, torch.zeros(3, 1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="4 positive numbers"):
+        from_dict(PyramidConfig, {"scales": [1, 2, 3, 5], "initial_gains": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="no use"):
+        from_dict(PyramidConfig, {"scales": [1], "initial_gains": [1.0], "gain": "none"})
+
+
+def test_usage_counts_codes_and_bits():
+    pyramid = make()
+    indices = torch.zeros(4, 39, 1, dtype=torch.int64)
+    indices[:2, 0, 0] = 7
+    found = usage(TokenPyramid(indices, pyramid.spec))
+    assert found["codes_0"] == 2
+    assert found["entropy_bits_0"] == pytest.approx(1.0)
+    assert found["codes_3"] == 1
+    assert found["entropy_bits_3"] == 0
