@@ -15,8 +15,9 @@ from pathlib import Path
 
 from common.config import load_config
 from common.metrics import save_metrics
-from tokenizer.comparison import ComparisonConfig, ComparisonResult, run_contender
+from tokenizer.comparison import ComparisonResult, run_contender
 from tokenizer.comparison_report import PLOTTED, dot_plot, table, values
+from tokenizer.comparison_task import ComparisonConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.config import load_config
-from tokenizer.comparison import ComparisonConfig, ComparisonResult
+from tokenizer.comparison import ComparisonResult
+from tokenizer.comparison_task import ComparisonConfig
 from tokenizer.quantizers import build_quantizer
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from common.config import from_dict
-from tokenizer.comparison import ComparisonConfig, ComparisonResult, code_usage, run_contender
+from tokenizer.comparison import ComparisonResult, run_contender
 from tokenizer.comparison_report import dot_plot, table
+from tokenizer.comparison_task import ComparisonConfig, code_usage
 
 
 def config(run: Path, **changes: Any) -> ComparisonConfig:
