@@ -1,0 +1,160 @@
+"""The training programs as a user runs them, on tiny networks and the built-in digits."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import load_config
+from generator.training import GeneratorTrainingConfig
+from sampling import Pipeline
+from scripts import train_generator, train_tokenizer
+from tokenizer import ImageTokenizer
+from tokenizer.training import TokenizerTrainingConfig
+
+ROOT = Path(__file__).parents[2]
+DEBUG = ROOT / "configs" / "debug"
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage_1") / "run"
+    scores = train_tokenizer.main([str(DEBUG / "tokenizer.yaml"), f"run={folder}"])
+    return folder, scores
+
+
+def train_stage_2(stage_1, run, *overrides):
+    names = [f"tokenizer={stage_1[0]}", f"run={run}", *overrides]
+    return train_generator.main([str(DEBUG / "generator.yaml"), *names])
+
+
+def digest(run):
+    """SHA-1 of everything the newest checkpoint of a run holds."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    state = torch.load(newest / "state.pt", weights_only=True)["task"]
+    sha = hashlib.sha1()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            sha.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value, key=str):
+                sha.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        else:
+            sha.update(repr(value).encode())
+
+    add(state)
+    return newest.name, sha.hexdigest()
+
+
+def test_stage_1_learns_and_leaves_a_run_folder(stage_1):
+    folder, scores = stage_1
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["l1"] for line in lines if "l1" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert scores["psnr"] > 8
+    names = {"config.yaml", "metrics.jsonl", "log.txt", "samples", "checkpoints", "tokenizer"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert (folder / "samples" / "step_000030.png").stat().st_size > 1000
+    assert ImageTokenizer.from_pretrained(folder).spec.length == 21
+
+
+def test_stage_2_learns_and_its_run_is_a_pipeline(stage_1, tmp_path):
+    scores = train_stage_2(stage_1, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["nll"] for row in map(json.loads, lines) if "nll" in row]
+    assert losses[-1] < losses[0]
+    assert scores["nll"] < 12.19  # nats of a uniform draw from 196,560 codes
+    pipeline = Pipeline.from_pretrained(tmp_path / "run")
+    assert [image.size for image in pipeline(labels=["3", 7], seeds=[0, 1])] == [(16, 16)] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_bit_for_bit(stage_1, tmp_path, workers):
+    """Stage 2 whole, and killed (SIGKILL) after a checkpoint and started again."""
+    options = ["loop.steps=6", "loop.save_every=3", f"data.num_workers={workers}"]
+    train_stage_2(stage_1, tmp_path / "whole", *options)
+    command = [sys.executable, str(ROOT / "scripts" / "train_generator.py")]
+    command += [str(DEBUG / "generator.yaml"), f"tokenizer={stage_1[0]}"]
+    command += [f"run={tmp_path / 'killed'}", "loop.steps=500", "loop.save_every=3", *options[2:]]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "step_000003" / "state.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = sorted((tmp_path / "killed" / "checkpoints").glob("step_*/state.pt"))
+    for later in steps[1:]:  # the kill may come after the next checkpoint on a slow machine
+        later.unlink()
+    config = tmp_path / "killed" / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 500", "steps: 6"))
+    train_stage_2(stage_1, tmp_path / "killed", *options)
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_two_processes_equal_one(stage_1, tmp_path):
+    """The same global batch on one process and on two gloo processes."""
+    options = ["loop.steps=3", "loop.batch_size=16", "loop.save_every=3"]
+    train_stage_2(stage_1, tmp_path / "one", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=29533", str(ROOT / "scripts" / "train_generator.py")]
+    command += [str(DEBUG / "generator.yaml"), f"tokenizer={stage_1[0]}"]
+    command += [f"run={tmp_path / 'two'}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=240)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "step_000003" / "state.pt", weights_only=True)
+        for name in ("one", "two")
+    )
+    for name, value in one["task"]["generator"].items():
+        torch.testing.assert_close(two["task"]["generator"][name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    arguments = [str(DEBUG / "tokenizer.yaml"), f"run={tmp_path / 'run'}", "--dry-run"]
+    assert train_tokenizer.main(arguments) == {}
+    printed = capsys.readouterr().out
+    assert "21 tokens of 17.58 bits" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_classes_and_sizes_are_refused_before_anything_is_written(stage_1, tmp_path):
+    with pytest.raises(ValueError, match=r"num_classes is 7, but the data has 10 classes"):
+        train_stage_2(stage_1, tmp_path / "run", "model.num_classes=7")
+    with pytest.raises(ValueError, match="data.image_size is 32, but the tokenizer .* 16"):
+        train_stage_2(stage_1, tmp_path / "run", "data.image_size=32")
+    with pytest.raises(ValueError, match="data.image_size 8 must equal model.image_size 16"):
+        train_tokenizer.main([str(DEBUG / "tokenizer.yaml"), "data.image_size=8"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tokenizer").glob("*.yaml")), ids=str)
+def test_tokenizer_configs_build(path):
+    config = load_config(TokenizerTrainingConfig, path)
+    with torch.device("meta"):
+        ImageTokenizer(config.model)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "generator").glob("*.yaml")), ids=str)
+def test_generator_configs_build(path):
+    from generator import NextScaleGenerator
+
+    config = load_config(GeneratorTrainingConfig, path)
+    stage_1 = load_config(
+        TokenizerTrainingConfig, ROOT / "configs" / "tokenizer" / path.name
+    )
+    with torch.device("meta"):
+        spec = ImageTokenizer(stage_1.model).spec
+        NextScaleGenerator(config.model, spec)
