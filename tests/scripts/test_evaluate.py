@@ -1,12 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling.pipeline import Pipeline
-from scripts import evaluate_generator, evaluate_tokenizer
+from scripts import evaluate_generator, evaluate_images, evaluate_tokenizer
 from tokenizer.cnn import CNNConfig
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.multiscale import PyramidConfig
@@ -75,3 +76,27 @@ def test_evaluate_tokenizer_finds_the_tokenizer_of_a_pipeline(folder: Path, tmp_
 def test_a_folder_without_a_pipeline_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a pipeline folder"):
         evaluate_generator.main([str(tmp_path), str(CONFIGS / "digits.yaml")])
+
+
+def test_evaluate_images_ranks_noise_below_real_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", noise)
+    results = {}
+    for name in ("train", "eval", str(tmp_path / "noise.npz")):
+        overrides = [
+            "data.image_size=16",
+            "data.max_images=80",
+            "evaluation.metrics.kid_subset_size=20",
+            "evaluation.metrics.extractor.size=32",
+            f"out={tmp_path / 'result.json'}",
+        ]
+        evaluate_images.main([name, str(CONFIGS / "digits.yaml"), *overrides])
+        results[Path(name).stem] = json.loads((tmp_path / "result.json").read_text())
+    assert results["noise"]["gfid"] > 2 * results["eval"]["gfid"]
+    assert results["noise"]["precision"] == 0
+    assert results["train"]["protocol"]["num_images"] == 40
+    assert results["train"]["protocol"]["reference"]["num_images"] == 40
+    assert results["eval"]["protocol"]["num_images"] == 80
+    assert "| noise.npz |" in capsys.readouterr().out

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sampling.image_files import open_images
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+
+
+def test_folder_and_npz_hold_the_same_images(pixels: np.ndarray, tmp_path: Path) -> None:
+    for index, array in enumerate(pixels):
+        path = tmp_path / "images" / f"class_{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    (tmp_path / "images" / "notes.txt").write_text("ignored")
+    np.savez(tmp_path / "images.npz", pixels[[0, 2, 4, 1, 3]])
+    folder, packed = (open_images(tmp_path / name, 16) for name in ("images", "images.npz"))
+    assert len(folder) == len(packed) == 5
+    expected = torch.from_numpy(pixels[[4, 1]]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(folder.images_uint8([2, 3]), expected)
+    torch.testing.assert_close(packed.images_uint8([2, 3]), expected)
+
+
+def test_bad_folders_are_named(pixels: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder"):
+        open_images(tmp_path / "missing", 16)
+    with pytest.raises(ValueError, match="holds no images"):
+        open_images(tmp_path, 16)
+    Image.fromarray(pixels[0, :, :8]).save(tmp_path / "narrow.png")
+    (tmp_path / "zebra.png").write_bytes(b"rubbish")
+    source = open_images(tmp_path, 16)
+    with pytest.raises(ValueError, match=r"narrow\.png has 8 x 16 pixels, the reference 16 x 16"):
+        source.images_uint8([0])
+    with pytest.raises(ValueError, match=r"zebra\.png is not a readable image"):
+        source.images_uint8([1])
+
+
+def test_bad_npz_files_are_named(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, images=pixels)
+    with pytest.raises(ValueError, match=r"no arr_0, only images\.npy"):
+        open_images(path, 16)
+    np.savez(path, pixels.astype(np.float32))
+    with pytest.raises(ValueError, match=r"got float32 \(5, 16, 16, 3\)"):
+        open_images(path, 16)
+    np.savez(path, pixels)
+    with pytest.raises(ValueError, match=r"uint8 \(N, 32, 32, 3\)"):
+        open_images(path, 32)
+    path.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"images\.npz is not a readable npz file"):
+        open_images(path, 16)
+    np.savez(path, np.array([object()]))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        open_images(path, 16)
