@@ -126,7 +126,7 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
     """
     shuffled = np.random.default_rng(0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Equally spaced places of a list sorted by class; the epsilon is for 0.2 * 5 < 1.
+    # Equally spaced places of a list sorted by class; the epsilon is for 0.29 * 100 < 29.
     steps = np.floor(np.arange(len(labels) + 1) * fraction + 1e-9)
     mask = np.zeros(len(labels), dtype=bool)
     mask[by_class] = np.diff(steps) > 0
