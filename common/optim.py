@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,8 @@ from common.batches import Batch
 from common.config import config_class
 
 WARMDOWN_FRACTION = 0.2
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @config_class
@@ -191,19 +193,19 @@ def gradient_step(
     return {**means, "gradient_norm": norm, "lr": torch.tensor(lr, device=norm.device)}
 
 
-class EMA:
+class EMA(Generic[Module]):
     """Exponential moving average of a module's weights, in fp32.
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so early averages forget the
     initialisation. Buffers are copied. Give the unwrapped module; it may change device later.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self._module = module
-        self.average: nn.Module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        self.average: Module = copy.deepcopy(module).float().eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """Token pyramids: what crosses from the tokenizer to the generator.
 
-A `TokenSpec` describes a pyramid with plain numbers; a `TokenPyramid` is one batch of tokens with its
-spec. Neither knows how the tokens were made.
+A `TokenSpec` describes a pyramid with plain numbers; a `TokenPyramid` is one batch of tokens with
+its spec. Neither knows how the tokens were made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TokenSpec:
     """Static description of a pyramid.
 
     Args:
-        scales: side length of each square scale, strictly increasing; the last equals `latent_size`.
+        scales: side of each square scale, strictly increasing; the last equals `latent_size`.
         codebook_sizes: number of codes of each of the G codebooks of a token.
         code_dim: channels C of a code, of the latent, and of the generator's input.
         latent_size: side of the latent grid.
@@ -42,7 +42,8 @@ class TokenSpec:
             raise ValueError(f"scales must be positive and strictly increasing, got {self.scales}")
         if self.scales[-1] != self.latent_size:
             raise ValueError(
-                f"scales must end at latent_size {self.latent_size}, got last scale {self.scales[-1]}"
+                f"scales must end at latent_size {self.latent_size}, "
+                f"got last scale {self.scales[-1]}"
             )
         if not self.codebook_sizes or min(self.codebook_sizes) < 1 or self.code_dim < 1:
             raise ValueError(

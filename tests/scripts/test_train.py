@@ -133,9 +133,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 def test_wrong_classes_and_sizes_are_refused_before_anything_is_written(stage_1, tmp_path):
     with pytest.raises(ValueError, match=r"num_classes is 7, but the data has 10 classes"):
         train_stage_2(stage_1, tmp_path / "run", "model.num_classes=7")
-    with pytest.raises(ValueError, match="data.image_size is 32, but the tokenizer .* 16"):
+    with pytest.raises(ValueError, match=r"data\.image_size is 32, but the tokenizer .* 16"):
         train_stage_2(stage_1, tmp_path / "run", "data.image_size=32")
-    with pytest.raises(ValueError, match="data.image_size 8 must equal model.image_size 16"):
+    with pytest.raises(ValueError, match=r"data\.image_size 8 must equal model\.image_size 16"):
         train_tokenizer.main([str(DEBUG / "tokenizer.yaml"), "data.image_size=8"])
     assert not (tmp_path / "run").exists()
 
@@ -152,9 +152,7 @@ def test_generator_configs_build(path):
     from generator import NextScaleGenerator
 
     config = load_config(GeneratorTrainingConfig, path)
-    stage_1 = load_config(
-        TokenizerTrainingConfig, ROOT / "configs" / "tokenizer" / path.name
-    )
+    stage_1 = load_config(TokenizerTrainingConfig, ROOT / "configs" / "tokenizer" / path.name)
     with torch.device("meta"):
         spec = ImageTokenizer(stage_1.model).spec
         NextScaleGenerator(config.model, spec)
