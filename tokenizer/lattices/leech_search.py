@@ -28,7 +28,7 @@ GROUPS_OF_TYPE = {2: (0, 9), 3: (9, 17), 4: (17, 18)}
 PAIRS, TETRADS, WORDS = 28, 35, 64  # of one brick, the last two modulo complement
 LABELLED = 15  # values of x with eight labels: 7 of type 2c, 8 of type 3
 
-TILE_CPU, BLOCK_CPU = 384, 8192  # a tile's workspace is 4 MB
+TILE_CPU, BLOCK_CPU = 768, 8192  # a tile's workspace is 9 MB
 BLOCK_CUDA = 32768
 
 

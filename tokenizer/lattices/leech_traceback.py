@@ -68,8 +68,8 @@ def _sign_bits(values: Tensor, parity: Tensor | int) -> Tensor:
     """Minus bits of all but the last value in the best such sum, the first one highest."""
     size, minus = values.abs(), (values < 0).to(values.dtype)
     wrong = (minus.sum(0) % 2) != parity
-    weight = [2 ** (len(values) - 1 - k) // 2 for k in range(len(values))]
-    weights = torch.tensor(weight, dtype=values.dtype, device=values.device)[:, None]
+    weights = (1 << torch.arange(len(values) - 1, -1, -1, device=values.device)) >> 1
+    weights = weights.to(values.dtype).view(-1, *(1,) * (values.ndim - 1))
     # The cheapest flip; among equals the one that leaves the smallest bits.
     change = (weights * (1 - 2 * minus)).masked_fill(size != size.amin(0), 2.0 ** len(values))
     return ((weights * minus).sum(0) + change.amin(0) * wrong).long()
@@ -91,18 +91,17 @@ def _type_2b(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
     best = sums.flatten(0, 2).max(0).indices
     p, t, pi = best // 14, best // 2 % 7, best % 2
     tetrad = tables.tetrads[:, :, t, 0].flatten(0, 1)
-    for brick in _roles(vectors, p)[1:]:
-        h, k3 = _best_half(brick.gather(0, tetrad).view(4, 2, -1), pi)
-        best = best * 16 + h * 8 + k3
-    return START_2B + best
+    sides = _roles(vectors, p)[1:].gather(1, tetrad.expand(2, -1, -1))
+    h, k3 = _best_half(sides.view(2, 4, 2, -1).permute(1, 2, 0, 3), pi)
+    f1, f2 = 8 * h + k3
+    return START_2B + (best * 16 + f1) * 16 + f2
 
 
 def _best_half(halves: Tensor, parity: Tensor) -> tuple[Tensor, Tensor]:
-    """The better of a tetrad and its complement `(4, 2, N)`, and its minus bits."""
-    score = _sign_score(halves, parity)
-    h = (score[1] > score[0]).long()
-    tetrad = halves.gather(1, h.expand(4, 1, -1))[:, 0]
-    return h, _sign_bits(tetrad, parity)
+    """The better of a tetrad and its complement `(4, 2, ..., N)`, and its minus bits."""
+    first, second = _sign_score(halves, parity)
+    h = second > first
+    return h.long(), _sign_bits(torch.where(h, halves[:, 1], halves[:, 0]), parity)
 
 
 def _best_sides(first: Tensor, second: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
