@@ -18,6 +18,7 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from generator.adaln import add_gated, modulate
 from generator.cosine import cosine_rotary
 from generator.embeddings import rotate
 
@@ -25,12 +26,6 @@ from generator.embeddings import rotate
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 MAX_LOG_TEMPERATURE = math.log(100)
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm without parameters, then the class's scale and shift (B, 1, W)."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift, normed, 1 + scale)
 
 
 class Attention(nn.Module):
@@ -153,14 +148,18 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, n, W); `condition` is SiLU(class) (B, W), or the shared vectors (B, 6, W)."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = self._vectors(condition, x.dtype)
-        attended = self.attention(modulate(x, scale1, shift1), rope, mask, extend)
-        x = torch.addcmul(x, self.drop_path(attended), gamma1)
-        return torch.addcmul(x, self.drop_path(self.mlp(modulate(x, scale2, shift2))), gamma2)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        attended = self.attention(modulate(x, scale1, shift1, dtype), rope, mask, extend)
+        x = add_gated(x, self.drop_path(attended), gamma1)
+        mixed = self.mlp(modulate(x, scale2, shift2, dtype))
+        return add_gated(x, self.drop_path(mixed), gamma2)
 
     def _vectors(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         with torch.autocast(condition.device.type, enabled=False):
             if self.adaln is not None:
                 vectors = rearrange(self.adaln(condition), "b (v w) -> b v w", v=6)
             else:
+                assert self.adaln_table is not None
                 vectors = condition + self.adaln_table
         return vectors.to(dtype).unsqueeze(2).unbind(1)  # six (B, 1, W)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from generator.embeddings import rotate
+from generator.tiles import tiles, wants_tiles
 
 EPS = 1e-12
-TILE_ELEMENTS = 1 << 17  # float32 numbers a tile: 512 KiB
 
 
 def cosine_rotary(x: Tensor, temperature: Tensor, rope: Tensor | None) -> Tensor:
@@ -28,7 +28,7 @@ def cosine_rotary(x: Tensor, temperature: Tensor, rope: Tensor | None) -> Tensor
         temperature: (H,).
         rope: cosines and sines (2, n, D/2), or None.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if wants_tiles(x):
         out: Tensor = _TiledCosineRotary.apply(x, temperature, rope)
         return out
     return plain_cosine_rotary(x, temperature, rope)
@@ -51,7 +51,7 @@ class _TiledCosineRotary(torch.autograd.Function):
         factor = temperature.detach().float()[:, None]  # (H, 1)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         gain = torch.empty((*x.shape[:-1], 1), device=x.device)
-        for tile in _tiles(x):
+        for tile in tiles(x):
             wide = x[tile].to(torch.float32, copy=True)
             length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(EPS)
             torch.div(factor, length, out=gain[tile])
@@ -65,7 +65,7 @@ class _TiledCosineRotary(torch.autograd.Function):
         out, gain, factor, rope = ctx.saved_tensors
         grad_x = torch.empty(out.shape, dtype=out.dtype, device=out.device)
         grad_temperature = torch.zeros_like(factor)
-        for tile in _tiles(out):
+        for tile in tiles(out):
             wide, y = grad[tile].to(torch.float32, copy=True), out[tile].float()
             dot = (wide * y).sum(-1, keepdim=True) / factor  # (b, n, H, 1)
             grad_temperature += dot.sum((0, 1))
@@ -85,9 +85,3 @@ def _turned(x: Tensor, rope: Tensor | None, sign: int) -> Tensor:
     torch.mul(first, cos, out=low).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=high).addcmul_(first, sin, value=sign)
     return out
-
-
-def _tiles(x: Tensor) -> list[slice]:
-    """Slices of whole images of about `TILE_ELEMENTS` numbers."""
-    step = max(1, TILE_ELEMENTS // max(1, x[:1].numel()))
-    return [slice(start, start + step) for start in range(0, len(x), step)]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from common.checkpoint import PretrainedModel
 from common.config import config_class, from_dict, to_dict
-from generator.blocks import Block, modulate
+from generator.adaln import modulate
+from generator.blocks import Block
 from generator.cache import KVCache
 from generator.embeddings import RopeGrid, rope_table
 from generator.heads import HeadConfig, LatticeHeadConfig, build_head
@@ -87,6 +88,9 @@ class NextScaleGenerator(PretrainedModel):
     """
 
     folder_name: ClassVar[str] = "generator"
+    rope: Tensor
+    level_ids: Tensor
+    mask: Tensor
 
     def __init__(
         self, config: GeneratorConfig, spec: TokenSpec, label_names: Sequence[str] = ()
@@ -276,11 +280,12 @@ class NextScaleGenerator(PretrainedModel):
             self._scale_adaln(self.shared_adaln.weight)
         residual = 1 / math.sqrt(2 * config.depth)
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.attention.proj.weight.mul_(residual)
             block.mlp.fc2.weight.mul_(residual)
             if block.adaln is not None:
                 self._scale_adaln(block.adaln.weight)
-            else:
+            elif block.adaln_table is not None:
                 nn.init.normal_(block.adaln_table, std=config.width**-0.5)
                 self._scale_adaln(block.adaln_table)
 

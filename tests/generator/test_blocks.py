@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from generator.blocks import Attention, Block, FeedForward, attend, modulate
+from generator.adaln import modulate
+from generator.blocks import Attention, Block, FeedForward, attend
 from generator.masks import block_causal_mask
 from tokenizer.tokens import TokenSpec
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import generator.cosine
+import generator.tiles
 from generator.cosine import cosine_rotary, plain_cosine_rotary
 from generator.embeddings import rope_table
 from tokenizer.tokens import TokenSpec
@@ -16,7 +16,7 @@ SPEC = TokenSpec(scales=(1, 3), codebook_sizes=(8,), code_dim=4, latent_size=3)
 def test_values_and_gradients_match_the_plain_form(
     with_rope: bool, tile: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generator.cosine, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", tile)
     rope = rope_table(SPEC, 8) if with_rope else None
     heads = torch.randn(5, SPEC.length, 6, 8)
     grad = torch.randn(5, SPEC.length, 4, 8)
