@@ -6,6 +6,7 @@ Shapes: W width of the hidden states, V codes of a codebook, G codebooks of a to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +128,21 @@ class CategoricalDistribution(Distribution):
         if self._num_codebooks > 1:
             return inverse_cdf(self._logits, uniforms)
         return inverse_cdf(self._logits, uniforms.squeeze(-1)).unsqueeze(-1)
+
+
+def pad_codebooks(logits: Sequence[Tensor]) -> Tensor:
+    """Logits of G codebooks, each `(..., V_g)`: `(..., V)` when G = 1, else `(..., G, max V_g)`.
+
+    Codes that a smaller codebook does not have get -inf.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    widest = max(group.shape[-1] for group in logits)
+    padded = [
+        nn.functional.pad(group, (0, widest - group.shape[-1]), value=-torch.inf)
+        for group in logits
+    ]
+    return torch.stack(padded, dim=-2)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -7,11 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from generator.heads.base import Head
+from generator.heads.bits import BitsHead, BitsHeadConfig
 from generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
+from generator.heads.coordinates import CoordinatesHead, CoordinatesHeadConfig
 from generator.heads.lattice import LatticeHead, LatticeHeadConfig
 from tokenizer.tokens import TokenSpec
 
-HeadConfig = Annotated[LatticeHeadConfig | CategoricalHeadConfig, Field(discriminator="kind")]
+HeadConfig = Annotated[
+    LatticeHeadConfig | CategoricalHeadConfig | CoordinatesHeadConfig | BitsHeadConfig,
+    Field(discriminator="kind"),
+]
 
 
 def build_head(config: HeadConfig, width: int, spec: TokenSpec) -> Head:
@@ -25,5 +30,9 @@ def build_head(config: HeadConfig, width: int, spec: TokenSpec) -> Head:
             return LatticeHead(config, width, spec)
         case CategoricalHeadConfig():
             return CategoricalHead(config, width, spec)
+        case CoordinatesHeadConfig():
+            return CoordinatesHead(config, width, spec)
+        case BitsHeadConfig():
+            return BitsHead(config, width, spec)
         case _:
             raise ValueError(f"head: no builder for {type(config).__name__}")

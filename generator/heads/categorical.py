@@ -20,6 +20,7 @@ from generator.heads.base import (
     head_dtype,
     head_linear,
     head_outputs,
+    pad_codebooks,
 )
 from tokenizer.tokens import TokenSpec
 
@@ -110,7 +111,6 @@ class CategoricalHead(Head):
     def __init__(self, config: CategoricalHeadConfig, width: int, spec: TokenSpec) -> None:
         super().__init__()
         self.chunk_size = config.chunk_size
-        self.codebook_sizes = spec.codebook_sizes
         self.linears = nn.ModuleList(head_linear(width, size) for size in spec.codebook_sizes)
 
     def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
@@ -127,14 +127,7 @@ class CategoricalHead(Head):
 
     def distribution(self, hidden: Tensor) -> CategoricalDistribution:
         groups = [head_outputs(hidden, weight, bias) for weight, bias in self._layers()]
-        if len(groups) == 1:
-            return CategoricalDistribution(groups[0])
-        widest = max(self.codebook_sizes)
-        padded = [
-            nn.functional.pad(logits, (0, widest - logits.shape[-1]), value=-torch.inf)
-            for logits in groups
-        ]
-        return CategoricalDistribution(torch.stack(padded, dim=-2), len(groups))
+        return CategoricalDistribution(pad_codebooks(groups), len(groups))
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         return [(weight, bias) for weight, bias in map(nn.Module.parameters, self.linears)]

@@ -31,6 +31,15 @@ class LatticeHeadConfig:
     num_mixtures: int = Field(default=1, ge=1)
 
 
+def check_leech_spec(kind: str, spec: TokenSpec) -> None:
+    """Raises ValueError when the tokens are not those of the 196,560 codes of dimension 24."""
+    if spec.codebook_sizes != (leech.NUM_CODES,) or spec.code_dim != leech.DIM:
+        raise ValueError(
+            f"the {kind} head needs codebook_sizes ({leech.NUM_CODES},) and code_dim "
+            f"{leech.DIM}, got {spec.codebook_sizes} and {spec.code_dim}"
+        )
+
+
 class LatticeHead(Head):
     """One linear layer W -> K (24 x 9) and, when K > 1, K mixture logits.
 
@@ -50,11 +59,7 @@ class LatticeHead(Head):
 
     def __init__(self, config: LatticeHeadConfig, width: int, spec: TokenSpec) -> None:
         super().__init__()
-        if spec.codebook_sizes != (leech.NUM_CODES,) or spec.code_dim != leech.DIM:
-            raise ValueError(
-                f"the lattice head needs codebook_sizes ({leech.NUM_CODES},) and code_dim "
-                f"{leech.DIM}, got {spec.codebook_sizes} and {spec.code_dim}"
-            )
+        check_leech_spec(config.kind, spec)
         self.num_mixtures = config.num_mixtures
         extra = config.num_mixtures if config.num_mixtures > 1 else 0
         self.linear = head_linear(width, config.num_mixtures * leech.DIM * NUM_VALUES + extra)

@@ -2,8 +2,12 @@ import pytest
 
 from common.config import config_class, from_dict
 from generator.heads import (
+    BitsHead,
+    BitsHeadConfig,
     CategoricalHead,
     CategoricalHeadConfig,
+    CoordinatesHead,
+    CoordinatesHeadConfig,
     HeadConfig,
     LatticeHead,
     LatticeHeadConfig,
@@ -41,6 +45,9 @@ def test_bad_configs_are_refused(data: dict[str, object]) -> None:
 
 def test_builds_what_the_config_says() -> None:
     assert isinstance(build_head(LatticeHeadConfig(), 8, SPEC), LatticeHead)
+    assert isinstance(build_head(CoordinatesHeadConfig(), 8, SPEC), CoordinatesHead)
+    bits = TokenSpec(scales=(1,), codebook_sizes=(16,), code_dim=4, latent_size=1)
+    assert isinstance(build_head(BitsHeadConfig(), 8, bits), BitsHead)
     small = TokenSpec(scales=(1,), codebook_sizes=(10,), code_dim=3, latent_size=1)
     assert isinstance(build_head(CategoricalHeadConfig(), 8, small), CategoricalHead)
     with pytest.raises(ValueError, match=r"196560.*10"):
