@@ -218,7 +218,7 @@ class _Tile:
         torch.amax(self.total.view(24, -1), 0, out=groups[2:17].view(-1))
         inside = self.sides[:, : 2 * PAIRS].amax(1).amax(0)  # 2 |z_i| + 2 |z_j| of one brick
         largest = z.abs().view(3, 8, -1).amax(1)
-        across = largest.sum(0) - largest.amin(0)
+        across = (largest + largest.roll(1, 0)).amax(0)
         torch.maximum(2 * inside, 4 * across, out=groups[17])
 
     def decide(self, type2: Tensor, type3: Tensor, first: int, stop: int) -> tuple[Tensor, Tensor]:
