@@ -69,10 +69,14 @@ class ImageTokenizer(PretrainedModel):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Training pass over images (B, 3, H, W) in [-1, 1]."""
+    def forward(self, images: Tensor, num_kept: Tensor | None = None) -> Reconstruction:
+        """Training pass over images (B, 3, H, W) in [-1, 1].
+
+        Args:
+            num_kept: (B,) scales that each image is decoded from; None is all of them.
+        """
         self._check(images)
-        quantized = self.pyramid(self.encoder(images))
+        quantized = self.pyramid(self.encoder(images), num_kept)
         return Reconstruction(
             images=self.decoder(quantized.z_q).float(),
             tokens=quantized.tokens,

@@ -114,12 +114,17 @@ class MultiScaleQuantizer(nn.Module):
             return latent
         return self.config.radius * F.normalize(latent, dim=1, eps=1e-6)
 
-    def forward(self, latent: Tensor) -> PyramidQuantized:
-        """Quantizes an encoder's output `(B, C, S, S)` for training."""
+    def forward(self, latent: Tensor, num_kept: Tensor | None = None) -> PyramidQuantized:
+        """Quantizes an encoder's output `(B, C, S, S)` for training.
+
+        Args:
+            num_kept: (B,) int64, how many scales of each image `z_q` sums (scale dropout); None
+                keeps all. Tokens and losses are those of all scales.
+        """
         self._check(latent)
         with torch.autocast(latent.device.type, enabled=False):
             target = self.normalize(latent)
-            f_hat = torch.zeros_like(target)
+            f_hat = kept = torch.zeros_like(target)
             indices, stats = [], {}
             loss = target.new_zeros(())
             for k, side in enumerate(self.config.scales):
@@ -129,11 +134,13 @@ class MultiScaleQuantizer(nn.Module):
                 share = self.spec.scale_lengths[k] / self.spec.length
                 loss = loss + share * self.leaf.total_loss(quantized.losses)
                 f_hat = f_hat + self._up(quantized.code, k)
+                if num_kept is not None:
+                    kept = torch.where((num_kept > k)[:, None, None, None], f_hat, kept)
                 indices.append(quantized.indices)
                 loss = loss + self._prefix_loss(f_hat, target) / len(self.config.scales)
                 stats[f"residual_norm_{k}"] = (target - f_hat).detach().norm(dim=1).mean()
             # Value f_hat; identity gradient to the latent, direct gradient to gains and codes.
-            z_q = f_hat + (target - target.detach())
+            z_q = (f_hat if num_kept is None else kept) + (target - target.detach())
         return PyramidQuantized(z_q, TokenPyramid.from_scales(indices, self.spec), loss, stats)
 
     def _prefix_loss(self, f_hat: Tensor, target: Tensor) -> Tensor:

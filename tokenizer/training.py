@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from common.config import config_class
-from common.data import Batch, DataConfig, ImageDataset
+from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
 from common.images import from_uint8, make_grid, to_uint8
 from common.loop import LoopConfig, Task
 from common.metrics import psnr
@@ -22,10 +23,18 @@ from tokenizer.model import ImageTokenizer, Reconstruction, TokenizerConfig
 from tokenizer.multiscale import usage
 from tokenizer.tokens import TokenPyramid
 
+SCALE_DROPOUT_STREAM = 100
+"""Names the random stream of scale dropout among a sample's streams (`uniform_from_keys`)."""
+
 
 @config_class
 class TokenizerTrainingConfig:
-    """One stage-1 run: `python scripts/train_tokenizer.py FILE.yaml`."""
+    """One stage-1 run: `python scripts/train_tokenizer.py FILE.yaml`.
+
+    Args:
+        scale_dropout: share of training images that are decoded from their first 1 to S - 1 scales
+            only, which makes coarse scales carry what a generator must decide first.
+    """
 
     run: str
     data: DataConfig
@@ -33,6 +42,7 @@ class TokenizerTrainingConfig:
     optimizer: OptimizerConfig
     loop: LoopConfig
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
+    scale_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     ema_decay: float = 0.999
     num_eval_images: int = 512
     seed: int = 0
@@ -89,11 +99,20 @@ class TokenizerTask(Task):
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with self.accelerator.autocast():
-            output: Reconstruction = self.model(batch.images)
+            output: Reconstruction = self.model(batch.images, self._num_kept(batch))
         reconstruction = self.loss(output.images, batch.images)
         total = reconstruction.total + output.quantizer_loss
         parts = {"loss": total, "quantizer": output.quantizer_loss}
         return {**parts, **reconstruction.terms, **output.stats}
+
+    def _num_kept(self, batch: Batch) -> Tensor | None:
+        """Scale dropout: all S scales, or, with its probability, 1 to S - 1 of them."""
+        count = self.image_tokenizer.spec.num_scales
+        if not self.config.scale_dropout or count == 1:
+            return None
+        draws = uniform_from_keys(batch.keys, SCALE_DROPOUT_STREAM, (2,))  # (B, 2)
+        fewer = 1 + (draws[:, 1] * (count - 1)).long()
+        return torch.where(draws[:, 0] < self.config.scale_dropout, fewer, count)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """PSNR (dB, uint8) of the averaged weights on held-out images, and usage per scale."""

@@ -115,3 +115,16 @@ def test_usage_counts_codes_and_bits():
     assert found["entropy_bits_0"] == pytest.approx(1.0)
     assert found["codes_3"] == 1
     assert found["entropy_bits_3"] == 0
+
+
+def test_scale_dropout_sums_the_first_scales_only():
+    pyramid = make()
+    z = latent().requires_grad_(True)
+    quantized = pyramid(z, torch.tensor([1, 3, 4]))
+    states = list(pyramid.states(pyramid.encode(z)))
+    for row, kept in enumerate((1, 3, 4)):
+        assert torch.equal(quantized.z_q[row], states[kept].latent[row])
+    assert torch.equal(quantized.loss, pyramid(z).loss)
+    quantized.z_q[0].sum().backward()
+    assert z.grad[0].abs().sum() > 0
+    assert z.grad[1:].abs().sum() == 0
