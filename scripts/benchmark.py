@@ -12,7 +12,7 @@ import argparse
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -183,24 +183,23 @@ def distributions(count: int, generator: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-def exactness(count: int) -> dict[str, tuple[int, int, float]]:
+def exactness(count: int) -> Iterator[tuple[str, int, int, float]]:
     """By distribution: vectors, indices unlike brute force's, largest relative loss of score."""
     codes = leech.codebook().float()
-    results = {}
     for name, z in distributions(count, torch.Generator().manual_seed(0)).items():
         found, expected = leech.nearest(z), nearest_rows(z, codes)
         scores = [(z.double() * codes[rows]).sum(1) for rows in (found, expected)]
         loss = (scores[1] - scores[0]) / scores[1].clamp_min(1e-30)
-        results[name] = (len(z), int((found != expected).sum()), float(loss.max()))
-    return results
+        yield name, len(z), int((found != expected).sum()), float(loss.max())
 
 
 def run_search(options: argparse.Namespace) -> None:
     """The `search` subcommand."""
     torch.set_num_threads(options.threads)
     if options.exactness:
-        for name, (count, unlike, loss) in exactness(options.exactness).items():
-            print(f"{name:20s} {count:9d} vectors, {unlike:5d} other indices, loss <= {loss:.1e}")
+        for name, count, unlike, loss in exactness(options.exactness):
+            line = f"{name:20s} {count:9d} vectors, {unlike:5d} other indices, loss <= {loss:.1e}"
+            print(line, flush=True)
         return
     rounds = f"medians of {options.repeats} interleaved rounds"
     print(f"{options.threads} threads, {options.clock} time, {rounds}")
