@@ -21,6 +21,7 @@ from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
 from tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig
 from tokenizer.model import ImageTokenizer, Reconstruction, TokenizerConfig
 from tokenizer.multiscale import usage
+from tokenizer.quantizers import connect_processes
 from tokenizer.tokens import TokenPyramid
 
 SCALE_DROPOUT_STREAM = 100
@@ -77,12 +78,15 @@ class TokenizerTask(Task):
         self.accelerator = accelerator
         self.loss.to(accelerator.device)
         self.ema.average.to(accelerator.device)
+        connect_processes(self.image_tokenizer)
         self.model, self.optimizer = accelerator.prepare(self.image_tokenizer, self.optimizer)
 
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         steps = self.config.loop.steps
         leaf = self.image_tokenizer.pyramid.leaf
         leaf.schedule(step, steps)
+        if step == 0:
+            self.image_tokenizer.init_from_data(batches[0].images)
         scalars = gradient_step(
             self.accelerator,
             self.model,

@@ -156,3 +156,9 @@ def test_generator_configs_build(path):
     with torch.device("meta"):
         spec = ImageTokenizer(stage_1.model).spec
         NextScaleGenerator(config.model, spec)
+
+
+def test_a_learned_codebook_starts_on_the_data_and_stays_in_use(tmp_path):
+    overrides = [f"run={tmp_path / 'run'}", "model.quantizer.kind=vq_ema", "loop.steps=10"]
+    scores = train_tokenizer.main([str(DEBUG / "tokenizer.yaml"), *overrides])
+    assert scores["codes_2"] > 32  # of 32 images x 16 tokens; unplaced codes collapse to a few
