@@ -35,6 +35,10 @@ from generator.heads.brick_tables import (
     brick_tables,
 )
 
+# Added to all scores: the largest sum of products, 196,560 exp(24 boost), stays below the largest
+# number by a factor of 1e6, and the smaller ones are as far as can be from underflow.
+BOOST = {torch.float32: 2.5, torch.float64: 28.0}
+
 
 class Scratch:
     """Buffers by name, reused from chunk to chunk: fresh memory costs more than the arithmetic."""
@@ -63,22 +67,26 @@ def log_partition(
     Returns:
         log_z `(N,)` and marginals p(c_i = v) `(N, 24, 9)`, the gradient of log_z. log_z is NaN
         where the best code lies so far below the coordinates' own maxima that sums could underflow:
-        about 57 nats in float32, 460 in float64.
+        about 117 nats in float32, 1,130 in float64.
     """
     log_z = scores.new_empty(len(scores))
     marginals = torch.empty_like(scores) if with_marginals else None
     scratch = Scratch(scores)
     smallest = torch.finfo(scores.dtype).tiny ** 0.66
+    boost = BOOST[scores.dtype]
     for start in range(0, len(scores), chunk_size):
         rows = slice(start, start + chunk_size)
         peak = scores[rows].amax(2, keepdim=True)
         values = scratch("values", NUM_VALUES + 1, 24, len(peak))
         values[ZERO_ROW] = 0
         weights = values[:NUM_VALUES]
-        torch.sub(scores[rows].permute(2, 1, 0), peak.permute(2, 1, 0), out=weights).exp_()
+        lowered = (peak - boost).permute(2, 1, 0)
+        torch.sub(scores[rows].permute(2, 1, 0), lowered, out=weights).exp_()
         sums = _sum_over_codes(values, scratch)
         total = sums.total
-        log_z[rows] = torch.where(total > smallest, total.log() + peak.sum((1, 2)), torch.nan)
+        log_z[rows] = torch.where(
+            total > smallest, total.log() + (peak - boost).sum((1, 2)), torch.nan
+        )
         if marginals is not None:
             gradient = _gradient(sums, scratch).mul_(weights).div_(total)
             marginals[rows] = gradient.permute(2, 1, 0)

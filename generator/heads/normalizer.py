@@ -12,24 +12,27 @@ from generator.heads.code_groups import CodeGroups
 
 CPU_CHUNK, DEVICE_CHUNK = 256, 8192  # tokens per block of sums: second-level cache; launch overhead
 LOG_CHUNK = 64  # tokens per block of sums of logs
+# Nats, summed over coordinates, from which a CPU works in float64: many float32 products would be
+# subnormal numbers, which take it several times as long as others.
+MAX_CPU_RANGE = 200.0
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
     """log sum over codes of exp(sum_i scores_i(c_i)), `(N, 24, 9)` -> `(N,)`; differentiable once.
 
     Exact for all finite scores: rows whose sums could underflow are computed again in float64 and,
-    if that is not enough, by log-sum-exp. Reads the device once a call.
+    if that is not enough, by log-sum-exp. Waits for the device to learn which.
     """
     if torch.is_grad_enabled() and scores.requires_grad:
         log_z: Tensor = _LogNormalizer.apply(scores)
         return log_z
-    return _log_partition_of_all(scores, with_marginals=False)[0]
+    return _log_partition(scores, with_marginals=False)[0]
 
 
 class _LogNormalizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
-        log_z, marginals = _log_partition_of_all(scores, with_marginals=True)
+        log_z, marginals = _log_partition(scores, with_marginals=True)
         ctx.save_for_backward(marginals)
         return log_z
 
@@ -40,21 +43,35 @@ class _LogNormalizer(torch.autograd.Function):
         return marginals * grad_log_z[:, None, None]
 
 
-def _log_partition_of_all(scores: Tensor, *, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
-    chunk_size = CPU_CHUNK if scores.device.type == "cpu" else DEVICE_CHUNK
-    log_z, marginals = log_partition(scores, chunk_size, with_marginals=with_marginals)
-    rows = log_z.isnan().nonzero()[:, 0]
-    if len(rows):
-        again = _log_partition_of_all if scores.dtype == torch.float32 else _log_partition_in_logs
-        exact_log_z, exact_marginals = again(scores[rows].double(), with_marginals=with_marginals)
-        log_z[rows] = exact_log_z.to(log_z.dtype)
-        if marginals is not None and exact_marginals is not None:
-            marginals[rows] = exact_marginals.to(marginals.dtype)
+def _log_partition(scores: Tensor, *, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
+    """Log normaliser and marginals of every row, by the first way that is safe for it."""
+    log_z = torch.full_like(scores[:, 0, 0], torch.nan)
+    marginals = torch.empty_like(scores) if with_marginals else None
+    ways = [(torch.float64, _by_sums), (torch.float64, _by_logs)]
+    if scores.dtype == torch.float32:
+        ways.insert(0, (torch.float32, _by_sums))
+    for dtype, way in ways:
+        todo = log_z.isnan()
+        if dtype == torch.float32 and scores.device.type == "cpu":
+            todo &= (scores.amax(2) - scores.amin(2)).sum(1) < MAX_CPU_RANGE
+        rows = todo.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        chosen = scores if len(rows) == len(scores) else scores[rows]
+        some_log_z, some_marginals = way(chosen.to(dtype), with_marginals)
+        log_z[rows] = some_log_z.to(log_z.dtype)
+        if marginals is not None and some_marginals is not None:
+            marginals[rows] = some_marginals.to(marginals.dtype)
     return log_z, marginals
 
 
-def _log_partition_in_logs(scores: Tensor, *, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
-    """The same by log-sum-exp throughout: many times slower, and never underflows."""
+def _by_sums(scores: Tensor, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
+    chunk_size = CPU_CHUNK if scores.device.type == "cpu" else DEVICE_CHUNK
+    return log_partition(scores, chunk_size, with_marginals=with_marginals)
+
+
+def _by_logs(scores: Tensor, with_marginals: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp throughout: tens of times slower, and never underflows."""
     log_z = scores.new_empty(len(scores))
     marginals = torch.empty_like(scores) if with_marginals else None
     for start in range(0, len(scores), LOG_CHUNK):

@@ -56,6 +56,21 @@ def test_float32_is_finite_and_right_where_products_underflow(
     torch.testing.assert_close(gradient.double(), marginals, rtol=0, atol=1e-5)
 
 
+def test_rows_of_every_range_in_one_float32_batch(
+    all_code_scores: Gather, marginals_of: Gather
+) -> None:
+    spread = torch.tensor([0.1, 60.0, 2.0, 6.0, 300.0])
+    scores = torch.randn(5, 24, 9, generator=torch.Generator().manual_seed(4))
+    scores = (scores * spread[:, None, None]).requires_grad_()
+    log_z = log_normalizer(scores)
+    (gradient,) = torch.autograd.grad(log_z.sum(), scores)
+    assert torch.equal(log_z.detach(), log_normalizer(scores.detach()))
+    expected = all_code_scores(scores.detach().double())
+    torch.testing.assert_close(log_z.double(), expected.logsumexp(1), rtol=1e-6, atol=1e-5)
+    marginals = marginals_of(expected.softmax(1))
+    torch.testing.assert_close(gradient.double(), marginals, rtol=0, atol=1e-5)
+
+
 def test_underflow_is_reported_not_rounded_to_a_number() -> None:
     scores = torch.full((2, 24, 9), -80.0)
     scores[1] = 0
@@ -81,7 +96,7 @@ def test_marginals_of_every_coordinate_sum_to_one() -> None:
 
 def test_works_in_inference_mode() -> None:
     scores = torch.full((1, 24, 9), -80.0)
-    scores[..., 8] = 80
+    scores[..., 8] = 80  # no sums of products are safe
     with torch.inference_mode():
         inside = log_normalizer(scores)
     torch.testing.assert_close(inside, log_normalizer(scores))
