@@ -122,7 +122,7 @@ def fit(
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-        logger.info("%s is finished: %s", folder.path, session.result)
+        logger.info("%s is finished after %.0f s", folder.path, session.seconds)
         return session.result
 
 

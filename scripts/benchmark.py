@@ -1,9 +1,10 @@
-"""Measures this machine: `python scripts/benchmark.py search [--sizes 680 16384] [--threads 1]`.
+"""Measures: `python scripts/benchmark.py search [--sizes 680 16384] [--threads 1]`, or `codes`.
 
 `search` times the exact nearest-code search of the Leech lattice against brute force over all
 196,560 codes: in tiles of several sizes (the best one counts), over half the codes (one of each
 pair ±c), by one dense product as in the official code, and by FAISS where it is installed.
 `--exactness N` checks N vectors of seven distributions against brute force instead.
+`codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from tokenizer.lattices import leech
-from tokenizer.lattices.codes import nearest_rows
+from tokenizer.lattices.codes import build_code, nearest_rows
+from tokenizer.lattices.geometry import code_geometry
 
 Search = Callable[[Tensor], Tensor]
 Clock = Callable[[], float]
@@ -214,6 +216,23 @@ def run_search(options: argparse.Namespace) -> None:
         print(*timings, sep="\n")
 
 
+def run_codes(options: argparse.Namespace) -> None:
+    """Prints a Markdown row per code."""
+    print("| code | dim | size | minimum chord | kissing number | mean cosine | worst | MSE |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in options.names:
+        size = options.size if name in ("random", "fibonacci", "leech_subset") else None
+        found = code_geometry(
+            build_code(name, size=size), num_samples=options.samples, num_rows=options.rows
+        )
+        print(
+            f"| {name} | {found.dim} | {found.size:,} | {found.minimum_chord:.4f} "
+            f"| {found.kissing_number:,} | {found.mean_cosine:.4f} | {found.worst_cosine:.4f} "
+            f"| {found.mse:.4f} |",
+            flush=True,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand; each registers its own options and function below."""
     parser = argparse.ArgumentParser(
@@ -228,6 +247,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     search.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     search.add_argument("--exactness", type=int, metavar="N", help="check N vectors instead")
     search.set_defaults(run=run_search)
+    codes = commands.add_parser("codes", help="geometry of spherical codes")
+    codes.add_argument("names", nargs="*", default=["leech", "slq_released"], metavar="NAME")
+    codes.add_argument("--size", type=int, default=16_384, help="of codes of free size")
+    codes.add_argument("--samples", type=int, default=8_192, help="uniform points to quantize")
+    codes.add_argument("--rows", type=int, default=256, help="codes compared with all others")
+    codes.set_defaults(run=run_codes)
     options = parser.parse_args(argv)
     options.run(options)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -152,8 +153,13 @@ def fit_in(
     with tempfile.TemporaryDirectory() as folder:
         timing = replace(config.loop, steps=TIMED_STEPS, log_every=TIMED_STEPS)
         probe = replace(config, loop=timing, run=folder)
+        print(f"timing {TIMED_STEPS} steps ...", flush=True)
         start = time.perf_counter()
-        fit(make_task(probe), train, loop=timing, run=folder, config=probe, seed=config.seed)
+        logging.disable(logging.INFO)
+        try:
+            fit(make_task(probe), train, loop=timing, run=folder, config=probe, seed=config.seed)
+        finally:
+            logging.disable(logging.NOTSET)
         spent = time.perf_counter() - start
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     speed = next(row["images_per_second"] for row in map(json.loads, lines) if "loss" in row)
@@ -183,8 +189,9 @@ def measure(pipeline: Pipeline, train: ImageDataset, held_out: ImageDataset) -> 
     images = pipeline(labels.tolist(), seeds, batch_size=100, progress=True)
     generated = from_pil(images)
     real = train.images_uint8(range(min(len(train), MAX_REFERENCE)))
+    subset = min(100, len(generated), len(real))
     quality = evaluate_images(
-        generated, real, MetricsConfig(extractor=extractor, kid_subsets=20, kid_subset_size=100)
+        generated, real, MetricsConfig(extractor=extractor, kid_subsets=20, kid_subset_size=subset)
     )
     classifier = train_classifier(real, train.labels[: len(real)])
     checked = held_out.images_uint8(range(min(len(held_out), MAX_REFERENCE)))

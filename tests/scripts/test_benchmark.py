@@ -35,3 +35,9 @@ def test_exactness_counts_and_measures() -> None:
 def test_a_command_is_needed() -> None:
     with pytest.raises(SystemExit):
         benchmark.main([])
+
+
+def test_codes_prints_known_geometry(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["codes", "e8", "--samples", "64"])
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert [cell.strip() for cell in row[1:6]] == ["e8", "8", "240", "1.0000", "56"]
