@@ -9,6 +9,11 @@ from torch import Tensor
 from tokenizer.lattices import leech
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def cells() -> Tensor:
     """Columns of the 24 coordinates of each code, `(24, 196560)`."""
