@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("config", help="YAML file of configs/comparison")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these contenders only")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     config = load_config(ComparisonConfig, options.config, options.overrides)
     names = [contender.name for contender in config.contenders]
     wanted = options.only or names

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("pipeline", help="folder with tokenizer/ and generator/, or hub id")
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(EvaluationRun, arguments.config, arguments.overrides)
     accelerator = Accelerator()
     pipeline = Pipeline.from_pretrained(arguments.pipeline).to(accelerator.device)

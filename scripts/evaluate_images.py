@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help='folder, npz file, "train" or "eval"')
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(EvaluationRun, arguments.config, arguments.overrides)
     images, reference = open_both(arguments.images, config)
     metrics = config.evaluation.metrics

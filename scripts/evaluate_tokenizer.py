@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="tokenizer, pipeline or run folder, or hub id")
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(TokenizerEvaluationRun, arguments.config, arguments.overrides)
     image_tokenizer = ImageTokenizer.from_pretrained(arguments.model).to(config.device)
     dataset = load_dataset(config.data, train=config.split == "train")

@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Loads the pipeline, draws every label with every seed, writes the grid and the PNGs."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     pipeline = Pipeline.from_pretrained(options.model).to(options.device, DTYPES[options.dtype])
     config = sampling_config(pipeline.sampling, options.config, options.overrides)
     labels = parse_labels(options.labels, pipeline)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("config", help="YAML file, see configs/generator")
     parser.add_argument("overrides", nargs="*", help="key=value; tokenizer=RUN names stage 1")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     config = load_config(GeneratorTrainingConfig, options.config, options.overrides)
     image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
     eval_data = load_dataset(config.data, train=False)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("config", help="YAML file, see configs/tokenizer")
     parser.add_argument("overrides", nargs="*", help="key=value, for example data.path=my_images")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     config = load_config(TokenizerTrainingConfig, options.config, options.overrides)
     eval_data = load_dataset(config.data, train=False)
     task = TokenizerTask(config, eval_data)

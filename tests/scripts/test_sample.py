@@ -46,8 +46,8 @@ def folder(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_grid_and_files(folder: Path, tmp_path: Path, pipeline: Pipeline):
     out, files = tmp_path / "deep" / "grid.png", tmp_path / "files"
-    arguments = [str(folder), "top_k=3", "--labels", "cat,a/b", "--seeds", "4:7"]
-    main([*arguments, "--out", str(out), "--folder", str(files), "--batch-size", "4"])
+    arguments = [str(folder), "--labels", "cat,a/b", "--seeds", "4:7", "--batch-size", "4"]
+    main([*arguments, "--out", str(out), "--folder", str(files), "top_k=3"])
     with Image.open(out) as grid:
         width, height = grid.size
     assert width > 3 * 64  # three columns and the names
