@@ -1,9 +1,10 @@
-"""Measures: `python scripts/benchmark.py search [--sizes 680 16384] [--threads 1]`, or `codes`.
+"""Measures: `python scripts/benchmark.py search [--sizes 680 16384]`, `head` or `codes`.
 
 `search` times the exact nearest-code search of the Leech lattice against brute force over all
 196,560 codes: in tiles of several sizes (the best one counts), over half the codes (one of each
 pair ±c), by one dense product as in the official code, and by FAISS where it is installed.
 `--exactness N` checks N vectors of seven distributions against brute force instead.
+`head` times the loss of the lattice softmax against a 196,560-way layer: ratios to full logits.
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 
@@ -20,11 +21,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from generator.heads import (
+    CategoricalHeadConfig,
+    HeadConfig,
+    LatticeHeadConfig,
+    TokenLoss,
+    build_head,
+)
 from tokenizer.lattices import leech
 from tokenizer.lattices.codes import build_code, nearest_rows
 from tokenizer.lattices.geometry import code_geometry
+from tokenizer.tokens import TokenSpec
 
 Search = Callable[[Tensor], Tensor]
 Clock = Callable[[], float]
@@ -233,6 +242,43 @@ def run_codes(options: argparse.Namespace) -> None:
         )
 
 
+def run_head(options: argparse.Namespace) -> None:
+    """Forward and backward of a loss with Z-loss: lattice head against a 196,560-way layer."""
+    spec = TokenSpec((1,), (leech.NUM_CODES,), leech.DIM, 1)
+    tokens = torch.randint(leech.NUM_CODES, (options.tokens, 1))
+    linear = nn.Linear(options.width, leech.NUM_CODES)
+
+    def full(hidden: Tensor) -> TokenLoss:
+        logits = linear(hidden)
+        log_z = logits.logsumexp(-1)
+        return TokenLoss(log_z - logits.gather(1, tokens)[:, 0], log_z)
+
+    configs: dict[str, HeadConfig] = {
+        "lattice": LatticeHeadConfig(),
+        "categorical, in chunks": CategoricalHeadConfig(),
+    }
+    losses: dict[str, Callable[[Tensor], TokenLoss]] = {"full logits": full}
+    for name, config in configs.items():
+        head = build_head(config, options.width, spec)
+        losses[name] = lambda hidden, head=head: head.loss(hidden, tokens)  # type: ignore[misc]
+    hidden = torch.randn(options.tokens, options.width, requires_grad=True)
+    clock, seconds = CLOCKS[options.clock], {}
+    for name, loss in losses.items():
+
+        def step(hidden: Tensor, loss: Callable[[Tensor], TokenLoss] = loss) -> Tensor:
+            found = loss(hidden)
+            (found.nll.mean() + 1e-4 * found.log_z.square().mean()).backward()
+            return found.nll
+
+        step(hidden)
+        times = [seconds_of(step, hidden, clock) for _ in range(options.repeats)]
+        seconds[name] = statistics.median(times) / options.tokens
+        peak = (peak_bytes_of(step, hidden) or 0) / 2**20
+        ratio = seconds["full logits"] / seconds[name]
+        milliseconds = 1e6 * seconds[name]
+        print(f"{name:24s} {milliseconds:10.1f} ms / 1,000 tokens {ratio:8.1f} x {peak:8.0f} MiB")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand; each registers its own options and function below."""
     parser = argparse.ArgumentParser(
@@ -247,6 +293,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     search.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     search.add_argument("--exactness", type=int, metavar="N", help="check N vectors instead")
     search.set_defaults(run=run_search)
+    head = commands.add_parser("head", help="the lattice softmax against full logits")
+    head.add_argument("--width", type=int, default=768)
+    head.add_argument("--tokens", type=int, default=250)
+    head.add_argument("--repeats", type=int, default=3)
+    head.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    head.set_defaults(run=run_head)
     codes = commands.add_parser("codes", help="geometry of spherical codes")
     codes.add_argument("names", nargs="*", default=["leech", "slq_released"], metavar="NAME")
     codes.add_argument("--size", type=int, default=16_384, help="of codes of free size")

@@ -41,3 +41,9 @@ def test_codes_prints_known_geometry(capsys: pytest.CaptureFixture[str]) -> None
     benchmark.main(["codes", "e8", "--samples", "64"])
     row = capsys.readouterr().out.splitlines()[-1].split("|")
     assert [cell.strip() for cell in row[1:6]] == ["e8", "8", "240", "1.0000", "56"]
+
+
+def test_head_prints_a_line_per_head(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["head", "--width", "4", "--tokens", "8", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["full", "lattice", "categorical,"]
