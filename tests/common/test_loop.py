@@ -182,7 +182,13 @@ def records(run: Path, *keys: str) -> list[list[float]]:
 def program(arguments: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        # Sums of floats depend on the number of threads, so this process and that one share it.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -92,7 +92,9 @@ def test_a_killed_run_resumes_bit_for_bit(stage_1, tmp_path, workers):
     command = [sys.executable, str(ROOT / "scripts" / "train_generator.py")]
     command += [str(DEBUG / "generator.yaml"), f"tokenizer={stage_1[0]}"]
     command += [f"run={tmp_path / 'killed'}", "loop.steps=500", "loop.save_every=3", *options[2:]]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    # Sums of floats depend on the number of threads, so both runs have the same.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env={**os.environ, **threads}, cwd=ROOT)
     checkpoint = tmp_path / "killed" / "checkpoints" / "step_000003" / "state.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
