@@ -85,12 +85,6 @@ class ImageTokenizer(PretrainedModel):
         )
 
     @torch.no_grad()
-    def init_from_data(self, images: Tensor) -> None:
-        """Places a learned codebook on the latents of images; does nothing the second time."""
-        self._check(images)
-        self.pyramid.init_from_data(self.encoder(images))
-
-    @torch.no_grad()
     def encode(self, images: Tensor) -> TokenPyramid:
         """Tokens of images (B, 3, H, W) in [-1, 1].
 

@@ -143,10 +143,6 @@ class MultiScaleQuantizer(nn.Module):
             z_q = (f_hat if num_kept is None else kept) + (target - target.detach())
         return PyramidQuantized(z_q, TokenPyramid.from_scales(indices, self.spec), loss, stats)
 
-    def init_from_data(self, latent: Tensor) -> None:
-        """Lets the leaf place its codebook on an encoder's output, as the first scale weighs it."""
-        self.leaf.init_from_data(_to_tokens(self.normalize(latent)) / self.gain(0).detach())
-
     def _prefix_loss(self, f_hat: Tensor, target: Tensor) -> Tensor:
         """Pulls gains (and learned codes) to the latent and, lightly, the latent to its code."""
         fit = F.mse_loss(f_hat, target.detach())

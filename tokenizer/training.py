@@ -85,8 +85,6 @@ class TokenizerTask(Task):
         steps = self.config.loop.steps
         leaf = self.image_tokenizer.pyramid.leaf
         leaf.schedule(step, steps)
-        if step == 0:
-            self.image_tokenizer.init_from_data(batches[0].images)
         scalars = gradient_step(
             self.accelerator,
             self.model,

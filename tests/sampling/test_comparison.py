@@ -67,7 +67,7 @@ def test_missing_classes_cost_recall(digits: Tensor) -> None:
     few = digits[labels < 3]
     result = evaluate_images(few, digits, CONFIG)
     assert result.recall < 0.8
-    assert result.coverage < 0.8
+    assert result.coverage <= 0.7
     assert result.precision > 0.9
 
 
