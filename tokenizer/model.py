@@ -40,12 +40,22 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One training pass: images (B, 3, H, W) not clamped, tokens, quantizer loss, stats."""
+    """One training pass.
+
+    Args:
+        images: (B, 3, H, W), not clamped.
+        latent: (B, C, S, S) the encoder's output, before normalisation and quantization.
+        quantizer_loss: weighted scalar of the pyramid and its quantizer.
+        stats: detached scalars for logging.
+        prefix_images: (B, 3, H, W), not clamped: each image from its first scales only, when asked.
+    """
 
     images: Tensor
-    tokens: TokenPyramid
+    latent: Tensor
     quantizer_loss: Tensor
     stats: dict[str, Tensor]
+    prefix_images: Tensor | None
+    tokens: TokenPyramid
 
 
 class ImageTokenizer(PretrainedModel):
@@ -69,19 +79,31 @@ class ImageTokenizer(PretrainedModel):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, images: Tensor, num_kept: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self, images: Tensor, num_kept: Tensor | None = None, prefix: Tensor | None = None
+    ) -> Reconstruction:
         """Training pass over images (B, 3, H, W) in [-1, 1].
 
         Args:
             num_kept: (B,) scales that each image is decoded from; None is all of them.
+            prefix: (B,) scales, 1 to S, that each of `prefix_images` is decoded from, beside the
+                full decode; None decodes once.
         """
         self._check(images)
-        quantized = self.pyramid(self.encoder(images), num_kept)
+        latent = self.encoder(images).float()
+        quantized = self.pyramid(latent, num_kept, prefix)
+        if quantized.prefix_z_q is None:
+            decoded, prefix_images = self.decoder(quantized.z_q).float(), None
+        else:
+            both = torch.cat([quantized.z_q, quantized.prefix_z_q])
+            decoded, prefix_images = self.decoder(both).float().chunk(2)
         return Reconstruction(
-            images=self.decoder(quantized.z_q).float(),
-            tokens=quantized.tokens,
+            images=decoded,
+            latent=latent,
             quantizer_loss=quantized.loss,
             stats=quantized.stats,
+            prefix_images=prefix_images,
+            tokens=quantized.tokens,
         )
 
     @torch.no_grad()

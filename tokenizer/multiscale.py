@@ -67,9 +67,13 @@ class PyramidState:
 
 @dataclass(frozen=True)
 class PyramidQuantized:
-    """`z_q` (B, C, S, S) with the straight-through gradient; tokens; weighted loss; stats."""
+    """`z_q` (B, C, S, S) with the straight-through gradient; tokens; weighted loss; stats.
+
+    `prefix_z_q` is the same for each image's first few scales, when they were asked for.
+    """
 
     z_q: Tensor
+    prefix_z_q: Tensor | None
     tokens: TokenPyramid
     loss: Tensor
     stats: dict[str, Tensor]
@@ -114,17 +118,20 @@ class MultiScaleQuantizer(nn.Module):
             return latent
         return self.config.radius * F.normalize(latent, dim=1, eps=1e-6)
 
-    def forward(self, latent: Tensor, num_kept: Tensor | None = None) -> PyramidQuantized:
+    def forward(
+        self, latent: Tensor, num_kept: Tensor | None = None, prefix: Tensor | None = None
+    ) -> PyramidQuantized:
         """Quantizes an encoder's output `(B, C, S, S)` for training.
 
         Args:
             num_kept: (B,) int64, how many scales of each image `z_q` sums (scale dropout); None
                 keeps all. Tokens and losses are those of all scales.
+            prefix: (B,) int64, how many scales of each image `prefix_z_q` sums.
         """
         self._check(latent)
         with torch.autocast(latent.device.type, enabled=False):
             target = self.normalize(latent)
-            f_hat = kept = torch.zeros_like(target)
+            f_hat = kept = begun = torch.zeros_like(target)
             indices, stats = [], {}
             loss = target.new_zeros(())
             for k, side in enumerate(self.config.scales):
@@ -134,14 +141,16 @@ class MultiScaleQuantizer(nn.Module):
                 share = self.spec.scale_lengths[k] / self.spec.length
                 loss = loss + share * self.leaf.total_loss(quantized.losses)
                 f_hat = f_hat + self._up(quantized.code, k)
-                if num_kept is not None:
-                    kept = torch.where((num_kept > k)[:, None, None, None], f_hat, kept)
+                kept = _select(num_kept, k, f_hat, kept)
+                begun = _select(prefix, k, f_hat, begun)
                 indices.append(quantized.indices)
                 loss = loss + self._prefix_loss(f_hat, target) / len(self.config.scales)
                 stats[f"residual_norm_{k}"] = (target - f_hat).detach().norm(dim=1).mean()
             # Value f_hat; identity gradient to the latent, direct gradient to gains and codes.
-            z_q = (f_hat if num_kept is None else kept) + (target - target.detach())
-        return PyramidQuantized(z_q, TokenPyramid.from_scales(indices, self.spec), loss, stats)
+            path = target - target.detach()
+            tokens = TokenPyramid.from_scales(indices, self.spec)
+            prefix_z_q = None if prefix is None else begun + path
+            return PyramidQuantized(kept + path, prefix_z_q, tokens, loss, stats)
 
     def _prefix_loss(self, f_hat: Tensor, target: Tensor) -> Tensor:
         """Pulls gains (and learned codes) to the latent and, lightly, the latent to its code."""
@@ -235,6 +244,13 @@ def usage(tokens: TokenPyramid) -> dict[str, float]:
         stats[f"codes_{k}"] = float(len(counts))
         stats[f"entropy_bits_{k}"] = float(-(share * share.log()).sum() / math.log(2))
     return stats
+
+
+def _select(count: Tensor | None, scale: int, latest: Tensor, before: Tensor) -> Tensor:
+    """The latest sum for images whose `count` (B,) reaches beyond `scale`; None is all images."""
+    if count is None:
+        return latest
+    return torch.where((count > scale)[:, None, None, None], latest, before)
 
 
 def _to_tokens(maps: Tensor) -> Tensor:

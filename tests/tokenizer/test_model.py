@@ -39,6 +39,27 @@ def test_training_pass_equals_encode_then_decode(image_tokenizer, images):
     assert decoded.shape == images.shape
 
 
+def test_a_prefix_decodes_beside_the_whole_image(image_tokenizer, images):
+    calls = []
+    image_tokenizer.decoder.register_forward_hook(lambda *_: calls.append(1))
+    plain = image_tokenizer(images)
+    assert plain.prefix_images is None
+    assert len(calls) == 1
+    output = image_tokenizer(images, prefix=torch.tensor([1, 2, 3]))
+    prefixes = image_tokenizer.decode_prefixes(output.tokens)
+    for row in range(3):
+        expected = prefixes[row][row]
+        assert torch.allclose(output.prefix_images[row].clamp(-1, 1), expected, atol=1e-5)
+    assert torch.allclose(output.images, plain.images, atol=1e-5)
+    assert (output.prefix_images[0] - output.images[0]).abs().max() > 1e-3
+
+
+def test_a_prefix_trains_through_the_same_straight_path(image_tokenizer, images):
+    output = image_tokenizer(images, prefix=torch.tensor([1, 2, 3]))
+    gradient = torch.autograd.grad(output.prefix_images.square().sum(), output.latent)[0]
+    assert (gradient.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
 def test_every_trained_parameter_gets_a_gradient(image_tokenizer, images):
     output = image_tokenizer.train()(images)
     ((output.images - images).abs().mean() + output.quantizer_loss).backward()

@@ -128,3 +128,17 @@ def test_scale_dropout_sums_the_first_scales_only():
     quantized.z_q[0].sum().backward()
     assert z.grad[0].abs().sum() > 0
     assert z.grad[1:].abs().sum() == 0
+
+
+def test_a_prefix_sums_the_first_scales_beside_all_of_them():
+    pyramid = make(radius=None)
+    z = latent().requires_grad_(True)
+    quantized = pyramid(z, prefix=torch.tensor([1, 3, 4]))
+    states = list(pyramid.states(pyramid.encode(z)))
+    assert torch.equal(quantized.z_q, states[-1].latent)
+    for row, kept in enumerate((1, 3, 4)):
+        assert torch.equal(quantized.prefix_z_q[row], states[kept].latent[row])
+    weight = latent(seed=1)
+    (quantized.prefix_z_q * weight).sum().backward()
+    assert torch.equal(z.grad, weight)
+    assert pyramid.log_gains.grad.abs().min() > 0
