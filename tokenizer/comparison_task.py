@@ -35,7 +35,7 @@ from common.reference import (
     reference_features,
     spread,
 )
-from tokenizer.cnn import CNNConfig, Decoder, Encoder
+from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
 from tokenizer.evaluation import TokenizerEvaluationConfig
 from tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig
 from tokenizer.quantizers import Quantized, QuantizerConfig, build_quantizer, connect_processes
@@ -63,7 +63,7 @@ class ComparisonConfig:
     run: str
     data: DataConfig
     contenders: tuple[Contender, ...]
-    autoencoder: CNNConfig
+    autoencoder: AutoencoderConfig
     optimizer: OptimizerConfig
     loop: LoopConfig
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
@@ -88,11 +88,12 @@ class ComparisonConfig:
 class QuantizedAutoencoder(nn.Module):
     """Images (B, 3, H, W) to one token per latent position and back."""
 
-    def __init__(self, autoencoder: CNNConfig, quantizer: QuantizerConfig) -> None:
+    def __init__(
+        self, autoencoder: AutoencoderConfig, quantizer: QuantizerConfig, image_size: int
+    ) -> None:
         super().__init__()
         self.quantizer = build_quantizer(quantizer)
-        self.encoder = Encoder(autoencoder, self.quantizer.dim)
-        self.decoder = Decoder(autoencoder, self.quantizer.dim)
+        self.encoder, self.decoder = build_autoencoder(autoencoder, self.quantizer.dim, image_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         quantized = self.quantizer(self.latents(images))
@@ -123,7 +124,9 @@ class ComparisonTask(Task):
         self.train_data, self.eval_data = train_data, eval_data
         self.memory_before = resident_peak_mib()
         torch.manual_seed(seed)
-        self.autoencoder = QuantizedAutoencoder(config.autoencoder, contender.quantizer)
+        self.autoencoder = QuantizedAutoencoder(
+            config.autoencoder, contender.quantizer, config.data.image_size
+        )
         self.modules = {"autoencoder": self.autoencoder}
         self.loss = ReconstructionLoss(config.loss)
         self.optimizer = build_optimizer(self.autoencoder, config.optimizer)

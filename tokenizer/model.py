@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from common.checkpoint import PretrainedModel
 from common.config import config_class, from_dict, to_dict
-from tokenizer.cnn import CNNConfig, Decoder, Encoder
+from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
+from tokenizer.cnn import CNNConfig
 from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, PyramidState
 from tokenizer.quantizers import LeechConfig, QuantizerConfig, build_quantizer
 from tokenizer.tokens import TokenPyramid, TokenSpec
@@ -26,7 +27,7 @@ class TokenizerConfig:
 
     image_size: int
     pyramid: PyramidConfig
-    autoencoder: CNNConfig = CNNConfig()
+    autoencoder: AutoencoderConfig = CNNConfig()
     quantizer: QuantizerConfig = LeechConfig()
 
     def __post_init__(self) -> None:
@@ -67,9 +68,10 @@ class ImageTokenizer(PretrainedModel):
         super().__init__()
         self.config = config
         leaf = build_quantizer(config.quantizer)
-        self.encoder = Encoder(config.autoencoder, leaf.dim)
+        encoder, decoder = build_autoencoder(config.autoencoder, leaf.dim, config.image_size)
+        self.encoder = encoder
         self.pyramid = MultiScaleQuantizer(config.pyramid, leaf)
-        self.decoder = Decoder(config.autoencoder, leaf.dim)
+        self.decoder = decoder
 
     @property
     def spec(self) -> TokenSpec:

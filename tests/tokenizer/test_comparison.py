@@ -18,7 +18,13 @@ def config(run: Path, **changes: Any) -> ComparisonConfig:
     data = {
         "run": str(run),
         "data": {"path": "digits", "image_size": 16},
-        "autoencoder": {"channels": [8, 8], "groups": 4, "encoder_blocks": 1, "decoder_blocks": 1},
+        "autoencoder": {
+            "kind": "cnn",
+            "channels": [8, 8],
+            "groups": 4,
+            "encoder_blocks": 1,
+            "decoder_blocks": 1,
+        },
         "optimizer": {"lr": 1e-3, "warmup_steps": 0},
         "loop": {"steps": 3, "batch_size": 8},
         "evaluation": {"extractor": None, "num_images": 20},

@@ -147,6 +147,7 @@ def test_several_codebooks_evaluate_too(images: Tensor) -> None:
             "image_size": 16,
             "pyramid": {"scales": [1, 4]},
             "autoencoder": {
+                "kind": "cnn",
                 "channels": [8, 8],
                 "patch_size": 2,
                 "encoder_blocks": 1,

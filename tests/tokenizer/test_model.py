@@ -10,6 +10,7 @@ CONFIG = {
     "image_size": 16,
     "pyramid": {"scales": [1, 2, 4]},
     "autoencoder": {
+        "kind": "cnn",
         "channels": [8, 16],
         "patch_size": 2,
         "encoder_blocks": 1,
