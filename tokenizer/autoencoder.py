@@ -2,7 +2,8 @@
 
 Every encoder maps images (B, 3, H, W) to latents (B, C, H/stride, W/stride), every decoder back,
 for any H and W that the stride divides. Both have `last_weight`, the weight of their last layer,
-which adaptive loss weights differentiate with respect to. Quantizers and pyramids are unknown here.
+which adaptive loss weights differentiate with respect to, and `compile()`, which compiles the rest
+in place. Quantizers and pyramids are unknown here.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ where a CPU or GPU is busiest. Any H and W that the stride divides.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange
@@ -122,14 +124,36 @@ class Upsample(nn.Module):
 
 
 class _Half(nn.Sequential):
-    """A chain of layers whose blocks may be recomputed for the gradient."""
+    """A chain of layers whose blocks may be recomputed for the gradient.
 
-    def __init__(self, layers: list[nn.Module], checkpoint_activations: bool) -> None:
+    Args:
+        num_eager: layers at the end that `compile` leaves alone, so that gradients with respect to
+            the last weight stay as cheap as that one layer.
+    """
+
+    def __init__(
+        self, layers: list[nn.Module], checkpoint_activations: bool, num_eager: int
+    ) -> None:
         super().__init__(*layers)
+        self.num_eager = num_eager
         self.recomputed = (ResidualBlock, SpatialAttention) if checkpoint_activations else ()
+        self._compiled_body: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return run_layers(self, x, self.recomputed)
+        x = (self._compiled_body or self._body)(x)
+        for layer in list(self)[-self.num_eager :]:
+            x = layer(x)
+        return x
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile`, in place, for all but the last layer; names of weights stay."""
+        self._compiled_body = torch.compile(self._body, **options)
+
+    def _body(self, x: Tensor) -> Tensor:
+        return run_layers(list(self)[: -self.num_eager], x, self.recomputed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled_body": None}  # copies run eagerly
 
 
 class CNNEncoder(_Half):
@@ -156,7 +180,7 @@ class CNNEncoder(_Half):
             nn.SiLU(),
             nn.Conv2d(widths[-1], latent_channels, 3, padding=1),
         ]
-        super().__init__(layers, config.checkpoint_activations)
+        super().__init__(layers, config.checkpoint_activations, num_eager=1)
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -184,7 +208,7 @@ class CNNDecoder(_Half):
             nn.Conv2d(widths[-1], 3 * patch * patch, 3, padding=1),
             Rearrange("b (c p q) h w -> b c (h p) (w q)", p=patch, q=patch),
         ]
-        super().__init__(layers, config.checkpoint_activations)
+        super().__init__(layers, config.checkpoint_activations, num_eager=2)
 
     @property
     def last_weight(self) -> nn.Parameter:

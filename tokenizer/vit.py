@@ -10,7 +10,7 @@ Shapes: B batch, h and w grid sides, W width, C latent channels, P patch side.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -81,6 +81,11 @@ class Trunk(nn.Module):
         x = self.norm_out(run_layers(self.blocks, self.norm_in(x), self.recomputed))
         return rearrange(x, "b (h w) d -> b h w d", h=height)
 
+    def compile(self, **options: Any) -> None:
+        """`torch.compile`, in place, for each block: one compilation serves them all."""
+        for block in self.blocks:
+            block.compile(**options)
+
     def position_table(self, height: int, width: int) -> Tensor:
         """Positions (1, h*w, W); bicubic, antialiased, in fp32 for a grid not trained on."""
         old, new = [self.grid_size, self.grid_size], [height, width]
@@ -104,6 +109,10 @@ class ViTEncoder(nn.Module):
         patch = self.patch_size
         x = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=patch, q=patch)
         return rearrange(self.latent(self.trunk(self.patches(x))), "b h w c -> b c h w")
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile`, in place, for the blocks; names of weights stay."""
+        self.trunk.compile(**options)
 
     @property
     def last_weight(self) -> nn.Parameter:
@@ -129,6 +138,10 @@ class ViTDecoder(nn.Module):
         x = self.pixels(self.hidden(x).tanh())
         patch = self.patch_size
         return rearrange(x, "b h w (c p q) -> b c (h p) (w q)", p=patch, q=patch)
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile`, in place, for the blocks; names of weights stay."""
+        self.trunk.compile(**options)
 
     @property
     def last_weight(self) -> nn.Parameter:
