@@ -1,39 +1,59 @@
 """The multiscale residual pyramid: a latent map becomes one token map per scale, coarse to fine.
 
-At scale k the running residual is averaged down to the k-th grid, quantized by the leaf, scaled by
-the gain of that scale, interpolated back to the latent grid and subtracted (VAR, arXiv 2404.02905,
-algorithm 1; without phi convolutions as in arXiv 2512.14697). The leaf is any `Quantizer`.
+At scale k the running residual is brought down to the k-th grid, quantized by the leaf, scaled by
+the gain of that scale, interpolated back to the latent grid, smoothed by a phi convolution if there
+are any, and subtracted (VAR, arXiv 2404.02905, algorithm 1). The leaf is any `Quantizer`.
 
 Shapes: B batch, C code channels, S latent side, n_k = scales[k]^2, G codebooks of a token.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from common.config import config_class
+from tokenizer.phi import Phi, phi_index
 from tokenizer.quantizers import Quantizer
+from tokenizer.resampling import Resampling, resample
+from tokenizer.schedules import resolve_scales
 from tokenizer.tokens import TokenPyramid, TokenSpec
+from tokenizer.usage import batch_usage, usage
+
+__all__ = ["MultiScaleQuantizer", "PyramidConfig", "PyramidQuantized", "PyramidState", "usage"]
 
 
 @config_class
 class PyramidConfig:
-    """Scales and what a unit code weighs at each of them.
+    """Scales, how maps move between them and what a unit code weighs at each.
 
     Unit codes cannot shrink a residual below about 0.64 however many scales follow, so the latent
     is put on a sphere of a known `radius` and every scale owns a gain. `radius=None` leaves the
     encoder's norm alone.
+
+    Args:
+        scales: sides of the grids, coarse to fine, or the name of a schedule in `SCHEDULES`.
+        down: how the residual reaches a coarser grid.
+        up: how codes reach the latent grid; VAR takes "bicubic", Λ24-SQ "bilinear".
+        next_inputs: how the sum so far reaches the next grid as the generator's input; VAR takes
+            "area". Λ24-SQ's models are trained and sampled with "bilinear".
+        num_phis: 3x3 convolutions after `up`, shared among neighbouring scales: 1 is one for all,
+            the number of scales one for each, VAR's is 4. None has none, as Λ24-SQ. Gains multiply
+            codes before them: the gain sizes what the leaf sees, phi shapes what it leaves.
     """
 
-    scales: tuple[int, ...]
+    scales: Annotated[tuple[int, ...], BeforeValidator(resolve_scales)]
+    down: Resampling = "area"
+    up: Literal["bilinear", "bicubic"] = "bilinear"
+    next_inputs: Literal["area", "bilinear"] = "area"
+    num_phis: Annotated[int, Field(ge=1)] | None = None
     radius: float | None = 3.0
     gain: Literal["none", "fixed", "learned"] = "learned"
     initial_gains: tuple[float, ...] | None = None
@@ -42,6 +62,11 @@ class PyramidConfig:
     def __post_init__(self) -> None:
         if self.radius is not None and self.radius <= 0:
             raise ValueError(f"radius must be positive, got {self.radius}")
+        if self.num_phis is not None and self.num_phis > len(self.scales):
+            raise ValueError(
+                f"num_phis must be at most the number of scales {len(self.scales)}, "
+                f"got {self.num_phis}"
+            )
         if self.initial_gains is None:
             return
         if self.gain == "none":
@@ -96,6 +121,7 @@ class MultiScaleQuantizer(nn.Module):
             code_dim=leaf.dim,
             latent_size=config.scales[-1],
         )
+        self.phis = nn.ModuleList(Phi(leaf.dim) for _ in range(config.num_phis or 0))
         start = torch.tensor(config.initial_gains or self.default_gains()).log()
         if config.gain == "learned":
             self.log_gains = nn.Parameter(start)
@@ -136,7 +162,7 @@ class MultiScaleQuantizer(nn.Module):
             loss = target.new_zeros(())
             for k, side in enumerate(self.config.scales):
                 # The residual keeps its gradient so that a leaf's own losses reach the encoder.
-                residual = self._down(target - f_hat.detach(), side)
+                residual = resample(target - f_hat.detach(), side, self.config.down)
                 quantized = self.leaf(_to_tokens(residual) / self.gain(k).detach())
                 share = self.spec.scale_lengths[k] / self.spec.length
                 loss = loss + share * self.leaf.total_loss(quantized.losses)
@@ -146,6 +172,7 @@ class MultiScaleQuantizer(nn.Module):
                 indices.append(quantized.indices)
                 loss = loss + self._prefix_loss(f_hat, target) / len(self.config.scales)
                 stats[f"residual_norm_{k}"] = (target - f_hat).detach().norm(dim=1).mean()
+                stats |= {f"{name}_{k}": value for name, value in batch_usage(indices[k]).items()}
             # Value f_hat; identity gradient to the latent, direct gradient to gains and codes.
             path = target - target.detach()
             tokens = TokenPyramid.from_scales(indices, self.spec)
@@ -166,7 +193,7 @@ class MultiScaleQuantizer(nn.Module):
             state = self.initial_state(target.shape[0], target.device)
             scales = []
             for k, side in enumerate(self.config.scales):
-                residual = self._down(target - state.latent, side)
+                residual = resample(target - state.latent, side, self.config.down)
                 scales.append(self.leaf.encode(_to_tokens(residual) / self.gain(k)))
                 state = self.accumulate(state, scales[-1])
         return TokenPyramid.from_scales(scales, self.spec)
@@ -211,20 +238,21 @@ class MultiScaleQuantizer(nn.Module):
 
     def _up(self, codes: Tensor, scale: int) -> Tensor:
         """Codes `(B, n_k, C)` to their contribution `(B, C, S, S)`."""
-        side, size = self.config.scales[scale], self.spec.latent_size
+        side = self.config.scales[scale]
         maps = rearrange(self.gain(scale) * codes, "b (h w) c -> b c h w", h=side)
-        if side == size:
+        maps = resample(maps, self.spec.latent_size, self.config.up)
+        if not self.phis:
             return maps
-        return F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
-
-    def _down(self, latent: Tensor, side: int) -> Tensor:
-        """Averages `(B, C, S, S)` over the cells of a coarser grid."""
-        return latent if side == latent.shape[-1] else F.adaptive_avg_pool2d(latent, side)
+        index = phi_index(scale, self.spec.num_scales, len(self.phis))
+        contribution: Tensor = self.phis[index](maps)
+        return contribution
 
     def _next_inputs(self, latent: Tensor, scale: int) -> Tensor | None:
         if scale >= self.spec.num_scales:
             return None
-        return _to_tokens(self._down(latent, self.config.scales[scale]))
+        side = self.config.scales[scale]
+        # Fine to coarse like the residual, but bilinear as published: without a low-pass filter.
+        return _to_tokens(resample(latent, side, self.config.next_inputs, antialias=False))
 
     def _check(self, latent: Tensor) -> None:
         size = self.spec.latent_size
@@ -233,17 +261,6 @@ class MultiScaleQuantizer(nn.Module):
                 f"latent must be (B, {self.spec.code_dim}, {size}, {size}), "
                 f"got {tuple(latent.shape)}"
             )
-
-
-def usage(tokens: TokenPyramid) -> dict[str, float]:
-    """Distinct codes and empirical entropy (bits) of each scale's first codebook in this batch."""
-    stats = {}
-    for k in range(tokens.spec.num_scales):
-        _, counts = tokens.scale(k)[..., 0].unique(return_counts=True)
-        share = counts.double() / counts.sum()
-        stats[f"codes_{k}"] = float(len(counts))
-        stats[f"entropy_bits_{k}"] = float(-(share * share.log()).sum() / math.log(2))
-    return stats
 
 
 def _select(count: Tensor | None, scale: int, latest: Tensor, before: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """The residual pyramid: one code path for encoding, teacher forcing and step-by-step decoding."""
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from common.config import from_dict
 from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, usage
@@ -10,8 +14,8 @@ from tokenizer.quantizers import build_quantizer
 from tokenizer.tokens import TokenPyramid
 
 
-def make(kind="leech", **options):
-    leaf = build_quantizer({"kind": kind})
+def make(leaf=None, *, kind="leech", **options):
+    leaf = build_quantizer({"kind": kind, **(leaf or {})})
     return MultiScaleQuantizer(PyramidConfig(scales=(1, 2, 3, 5), **options), leaf)
 
 
@@ -79,15 +83,123 @@ def test_encode_changes_no_state():
     assert all(torch.equal(value, before[name]) for name, value in pyramid.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["leech", "fsq", "vq", "bsq", "gsq"])
-def test_other_quantizers_fit_in(kind):
-    pyramid = make(kind)
+KINDS = {
+    "leech": {},
+    "spherical": {"code": "e8"},
+    "bsq": {"num_bits": 12, "group_bits": 6},
+    "lfq": {"num_bits": 8},
+    "fsq": {},
+    "ifsq": {},
+    "vq": {"dim": 6, "codebook_size": 64},
+    "vq_ema": {"dim": 6, "codebook_size": 64},
+    "simvq": {"dim": 6, "codebook_size": 64},
+    "gsq": {"dim": 6, "groups": 2, "codebook_size": 32},
+    "lgq": {"dim": 6, "codebook_size": 64},
+}
+
+
+@pytest.mark.parametrize("gain", ["none", "fixed", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantizer_trains_and_round_trips(kind, gain):
+    pyramid = make(KINDS[kind], kind=kind, gain=gain, num_phis=2)
     z = latent(channels=pyramid.leaf.dim).requires_grad_(True)
     quantized = pyramid(z)
     (quantized.z_q.square().mean() + quantized.loss).backward()
+    assert torch.isfinite(z.grad).all()
     assert z.grad.abs().sum() > 0
-    *_, last = pyramid.eval().states(pyramid.encode(z))
-    assert last.latent.shape == z.shape
+    for name, parameter in pyramid.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    tokens = pyramid.encode(z)
+    assert torch.equal(tokens.indices, quantized.tokens.indices)
+    tokens.validate()
+    *_, last = pyramid.states(tokens)
+    assert torch.equal(last.latent, quantized.z_q)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_and_recomputation_leave_no_trace(kind):
+    pyramid = make(KINDS[kind], kind=kind)
+    z = latent(channels=pyramid.leaf.dim).requires_grad_(True)
+
+    def trained(rows, *, recompute):
+        pyramid.zero_grad()
+        z.grad = None
+        run = partial(checkpoint, use_reentrant=False) if recompute else lambda f, x: f(x)
+        run(lambda x: pyramid(x).z_q.square().sum() + pyramid(x).loss, rows).backward()
+        return z.grad.clone()
+
+    plain = trained(z, recompute=False)
+    assert torch.equal(trained(z, recompute=True), plain)
+    before = {name: value.clone() for name, value in pyramid.state_dict().items()}
+    pyramid.leaf.after_step()  # what training counted; nothing may be pending after this
+    if kind != "vq_ema":
+        assert all(torch.equal(v, before[name]) for name, v in pyramid.state_dict().items())
+    before = {name: value.clone() for name, value in pyramid.state_dict().items()}
+    with torch.no_grad():
+        pyramid(z)
+    pyramid.eval()
+    pyramid(z)
+    pyramid.encode(z)
+    pyramid.leaf.after_step()
+    assert all(torch.equal(v, before[name]) for name, v in pyramid.state_dict().items())
+
+
+OPTIONS = [
+    {"down": down, "up": up, "next_inputs": inputs, "num_phis": phis}
+    for down, up, inputs, phis in product(
+        ("area", "bilinear", "bicubic"),
+        ("bilinear", "bicubic"),
+        ("area", "bilinear"),
+        (None, 1, 2, 4),
+    )
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_one_path_whatever_the_options(options):
+    """Encoding, training, teacher forcing and decoding step by step, bit for bit."""
+    pyramid = make({"dim": 6, "codebook_size": 64}, kind="vq", **options)
+    with torch.no_grad():
+        for parameter in pyramid.phis.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    z = latent(channels=6)
+    quantized = pyramid(z)
+    tokens = pyramid.encode(z)
+    assert torch.equal(quantized.tokens.indices, tokens.indices)
+    states = list(pyramid.states(tokens))
+    assert torch.equal(quantized.z_q, states[-1].latent)
+    assert torch.equal(pyramid(z).z_q, quantized.z_q)
+    state = pyramid.initial_state(3, "cpu")
+    for k in range(4):
+        assert torch.equal(state.next_inputs, states[k].next_inputs)
+        state = pyramid.accumulate(state, tokens.scale(k))
+    assert torch.equal(state.latent, states[-1].latent)
+
+
+def test_phi_smooths_what_gains_have_sized():
+    pyramid = make({"dim": 6, "codebook_size": 64}, kind="vq", num_phis=2, up="bicubic")
+    with torch.no_grad():
+        for parameter in pyramid.phis.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    tokens = pyramid.encode(latent(channels=6))
+    total = torch.zeros(3, 6, 5, 5)
+    for k, (side, phi) in enumerate(zip((1, 2, 3, 5), (0, 0, 1, 1), strict=True)):
+        codes = pyramid.gain(k) * pyramid.leaf.decode(tokens.scale(k))
+        maps = codes.transpose(1, 2).unflatten(2, (side, side))
+        if side < 5:
+            maps = F.interpolate(maps, (5, 5), mode="bicubic", align_corners=False)
+        convolution = pyramid.phis[phi]
+        smoothed = F.conv2d(maps, convolution.weight, convolution.bias, padding=1)
+        total = total + (maps + smoothed) / 2
+    *_, last = pyramid.states(tokens)
+    assert torch.allclose(last.latent, total, atol=1e-5)
+
+
+def test_statistics_of_the_batch_by_scale():
+    quantized = make()(latent())
+    for name, value in usage(quantized.tokens).items():
+        assert float(quantized.stats[name]) == pytest.approx(value)
 
 
 def test_refuses_what_does_not_fit():
@@ -102,6 +214,8 @@ def test_refuses_what_does_not_fit():
         pyramid.accumulate(last, torch.zeros(3, 1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="4 positive numbers"):
         from_dict(PyramidConfig, {"scales": [1, 2, 3, 5], "initial_gains": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"num_phis must be at most .* 2, got 3"):
+        from_dict(PyramidConfig, {"scales": [1, 2], "num_phis": 3})
     with pytest.raises(ValueError, match="no use"):
         from_dict(PyramidConfig, {"scales": [1], "initial_gains": [1.0], "gain": "none"})
 
