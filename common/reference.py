@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from common.distances import FeatureStats, MomentAccumulator
 from common.extractors import FeatureExtractor, ImageFeatures
-from common.metrics import FeatureStats, MomentAccumulator
 
 CACHE_FORMAT = 1
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from common.config import config_class
 from common.data import Batch, DataConfig, ImageDataset
+from common.distances import frechet_distance
 from common.extractors import build_extractor
 from common.features import build_perceptual
 from common.images import from_uint8, make_grid, to_uint8
 from common.loop import LoopConfig, Task
-from common.metrics import frechet_distance, psnr, ssim
+from common.metrics import psnr, ssim
 from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
 from common.reference import (
     SubsetImages,

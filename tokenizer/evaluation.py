@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from common.config import config_class, to_dict
 from common.data import DataConfig
+from common.distances import frechet_distance
 from common.extractors import (
     ExtractorConfig,
     ImageFeatures,
@@ -28,7 +29,7 @@ from common.extractors import (
 )
 from common.features import PerceptualConfig, PerceptualNone, build_perceptual
 from common.images import from_uint8, to_uint8
-from common.metrics import frechet_distance, library_versions, psnr, save_metrics, ssim
+from common.metrics import library_versions, psnr, save_metrics, ssim
 from common.reference import (
     ImageSource,
     SubsetImages,
