@@ -18,18 +18,28 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from common.batches import Batch, SampleSource, build_loader, hash_integer
 from common.config import config_class, to_dict
 from common.images import save_image
+from common.launch import build_accelerator
 from common.optim import NotFiniteError
-from common.precision import Precision, resolve_precision
+from common.precision import Precision
+from common.profiling import StepProfile
+from common.sharding import gather, scatter
 from common.task import Task
-from common.tracking import Meter, RunFolder, Stopwatch, flatten, memory_in_use, progress_text
+from common.tracking import (
+    Meter,
+    RunFolder,
+    Stopwatch,
+    flatten,
+    memory_in_use,
+    progress_text,
+    time_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +56,8 @@ class LoopConfig:
     """How long to train and what to do on the way.
 
     Args:
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run. A run may be resumed with another number: "cosine"
+            and "warmdown" then jump to the curve of the new number, "constant" does not notice.
         batch_size: images of a step, over all processes and micro-batches.
         accumulation: micro-batches of a step.
         precision: "bf16" is autocast, parameters stay fp32; "auto" is bf16 where hardware has it.
@@ -77,6 +88,7 @@ def fit(
     config: object,
     seed: int,
     num_workers: int = 0,
+    profile: int | None = None,
 ) -> dict[str, float]:
     """Trains `task`, resumes what `run` holds, or returns at once when that is finished.
 
@@ -85,6 +97,7 @@ def fit(
         config: the whole config of the run, written to config.yaml and compared on resume.
         seed: of sample order, augmentation and model-side randomness.
         num_workers: processes that decode; results do not depend on it.
+        profile: steps of this session to profile; the table goes to profile.txt of `run`.
 
     Returns:
         Scalars of the last evaluation and "seconds", the training time over all sessions.
@@ -94,7 +107,7 @@ def fit(
             damaged checkpoint.
         RuntimeError: a loss or gradient is not finite; nothing is saved after that.
     """
-    accelerator = build_accelerator(loop, run)
+    accelerator = build_accelerator(precision=loop.precision, trackers=loop.trackers, run=run)
     parts = accelerator.num_processes * loop.accumulation
     if loop.batch_size % parts:
         raise ValueError(
@@ -118,7 +131,7 @@ def fit(
             num_workers=num_workers,
         )
         try:
-            session.train(loader)
+            session.train(loader, profile)
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -163,8 +176,16 @@ class _Session:
             return
         self.task.prepare(self.accelerator)
         if state is not None:
-            self.task.load_state_dict(state["task"])
+            self.task.load_state_dict(scatter(state["task"], self.task.state_dict()))
             logger.info("resumed %s after step %d", self.folder.path, self.done)
+            if state.get("steps", self.loop.steps) != self.loop.steps:
+                logger.warning(
+                    "loop.steps was %d and is now %d: schedules that depend on it jump to the new "
+                    "curve at step %d",
+                    state["steps"],
+                    self.loop.steps,
+                    self.done,
+                )
         self.accelerator.wait_for_everyone()  # every rank has read before the main one writes
         if self.accelerator.is_main_process:
             self.folder.start(config, self.done)
@@ -174,8 +195,11 @@ class _Session:
         precision, device = self.accelerator.mixed_precision, self.accelerator.device
         logger.info("device %s, mixed precision %s", device, precision)
 
-    def train(self, loader: Iterator[Batch]) -> None:
+    def train(self, loader: Iterator[Batch], profile: int | None) -> None:
         meter, watch = Meter(self.loop.batch_size, self.loop.steps), Stopwatch()
+        measure = None
+        if profile is not None and self.accelerator.is_main_process:
+            measure = StepProfile(profile, self.folder.path / "profile.txt")
         bar = tqdm(
             total=self.loop.steps,
             initial=self.done,
@@ -185,21 +209,32 @@ class _Session:
         with bar:
             while self.done < self.loop.steps:
                 watch()
-                micro = [next(loader) for _ in range(self.loop.accumulation)]
-                waited = watch()
-                self.step([batch.to(self.accelerator.device) for batch in micro])
+                with record_function("data"):
+                    micro = [next(loader) for _ in range(self.loop.accumulation)]
+                    waited = watch()
+                    micro = [batch.to(self.accelerator.device) for batch in micro]
+                self.step(micro)
                 took = waited + watch()
                 meter.add(took, waited)
                 self.seconds += took
                 bar.update()
-                if self.is_due(self.loop.log_every):
-                    self.log(meter, bar)
-                if self.is_due(self.loop.eval_every):
-                    self.evaluate()
-                if self.is_due(self.loop.sample_every):
-                    self.draw()
-                if self.is_due(self.loop.save_every):
-                    self.save()
+                with record_function("logging"):
+                    if self.is_due(self.loop.log_every):
+                        self.log(meter, bar)
+                meter.add_other("logging", watch())
+                with record_function("evaluation"):
+                    if self.is_due(self.loop.eval_every):
+                        self.evaluate()
+                    if self.is_due(self.loop.sample_every):
+                        self.draw()
+                meter.add_other("evaluation", watch())
+                with record_function("saving"):
+                    if self.is_due(self.loop.save_every):
+                        self.save()
+                meter.add_other("saving", watch())
+                if measure is not None:
+                    measure()
+        logger.info("time of this session: %s", time_text(meter.spent))
 
     def is_due(self, interval: int | None) -> bool:
         is_last = self.done == self.loop.steps
@@ -237,7 +272,13 @@ class _Session:
         text = progress_text(scalars, meter, self.done, memory_in_use(self.accelerator.device))
         bar.set_postfix_str(text.split("  ", 1)[1])
         logger.info(text)
-        speed = {"images_per_second": meter.images_per_second, "data_wait": meter.data_wait}
+        speed = {
+            "images_per_second": meter.images_per_second,
+            "data_wait": meter.data_wait,
+            "evaluation_share": meter.share("evaluation"),
+            "saving_share": meter.share("saving"),
+        }
+        meter.restart()
         self.record({"seconds": self.seconds, **speed, **scalars})
 
     def record(self, scalars: Mapping[str, float]) -> None:
@@ -261,7 +302,8 @@ class _Session:
 
     def save(self) -> None:
         state = {
-            "task": self.task.state_dict(),
+            "task": gather(self.task.state_dict(), keep=self.accelerator.is_main_process),
+            "steps": self.loop.steps,
             "num_images": self.num_images,
             "seconds": self.seconds,
             "evaluation": self.evaluation,
@@ -272,26 +314,3 @@ class _Session:
             self.folder.checkpoints.save(self.done, state, keep=keep)
             self.task.save_pretrained(self.folder.path)
         self.accelerator.wait_for_everyone()
-
-
-def build_accelerator(loop: LoopConfig, run: str | Path) -> Accelerator:
-    """Accelerator of one fit, on whatever device and processes the launcher gives.
-
-    Raises:
-        ValueError: a tracker whose package is not installed.
-    """
-    mixed = "bf16" if resolve_precision(loop.precision) == "bf16" else "no"
-    if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
-        AcceleratorState._reset_state()  # an earlier fit of this process had another precision
-    accelerator = Accelerator(
-        mixed_precision=mixed,
-        log_with=list(loop.trackers) or None,
-        project_dir=str(run),
-        # Buffers are equal on all ranks by construction, and a broadcast before every forward
-        # would change them in place between two forwards of one step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    missing = set(loop.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise ValueError(f"loop.trackers: package of {', '.join(sorted(missing))} is not installed")
-    return accelerator

@@ -16,9 +16,12 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from common.batches import Batch
 from common.config import config_class
+from common.sharding import shard, shard_optimizer_state
 
 WARMDOWN_FRACTION = 0.2
 
@@ -26,12 +29,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @config_class
-class OptimizerConfig:
-    """AdamW with linear warm-up and one of three schedules.
+class ScheduleConfig:
+    """Learning rate and clipping of any optimizer: linear warm-up and one of three schedules.
 
     Args:
         lr: peak learning rate.
-        weight_decay: decoupled decay of matrices and kernels; see `build_optimizer`.
         warmup_steps: steps of linear rise to `lr`.
         schedule: "constant"; "cosine" from the end of the warm-up to the last step; "warmdown" is
             constant, then linear over the last 20 % of the run.
@@ -40,18 +42,29 @@ class OptimizerConfig:
     """
 
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine", "warmdown"] = "constant"
     final_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
-def lr_at(config: OptimizerConfig, step: int, total_steps: int) -> float:
+@config_class
+class OptimizerConfig(ScheduleConfig):
+    """AdamW; `common.matrix_optimizers` has the alternatives.
+
+    Args:
+        weight_decay: decoupled decay of matrices and kernels; see `build_optimizer`.
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+
+
+def lr_at(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Learning rate of step `step` (from 0) of `total_steps`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -102,7 +115,7 @@ def build_optimizer(
         groups.setdefault((decays, scale), []).append(parameter)
     if not groups:
         raise ValueError("build_optimizer got no parameter that requires a gradient")
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {
                 "params": members,
@@ -115,6 +128,8 @@ def build_optimizer(
         betas=config.betas,
         fused=True,
     )
+    optimizer.register_load_state_dict_pre_hook(shard_optimizer_state)
+    return optimizer
 
 
 class NotFiniteError(RuntimeError):
@@ -143,6 +158,8 @@ def clip_gradients(
     gradients = [gradient for _, gradient in named]
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
     total = torch.linalg.vector_norm(norms)
+    if isinstance(norms, DTensor) and isinstance(total, DTensor):
+        norms, total = norms.full_tensor(), total.full_tensor()
     if not math.isfinite(float(total)):
         finite = torch.isfinite(norms).tolist()
         bad = [name for (name, _), good in zip(named, finite, strict=True) if not good]
@@ -157,7 +174,7 @@ def gradient_step(
     accelerator: Accelerator,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    config: OptimizerConfig,
+    config: ScheduleConfig,
     batches: Sequence[Batch],
     losses_of: Callable[[Batch], dict[str, Tensor]],
     *,
@@ -180,16 +197,19 @@ def gradient_step(
     for number, batch in enumerate(batches, start=1):
         last = number == len(batches)
         with nullcontext() if last else accelerator.no_sync(module):
-            scalars = losses_of(batch)
-            accelerator.backward(scalars["loss"] / len(batches))
+            with record_function("forward"):
+                scalars = losses_of(batch)
+            with record_function("backward"):
+                accelerator.backward(scalars["loss"] / len(batches))
         for name, value in scalars.items():
             share = value.detach() / len(batches)
             means[name] = means[name] + share if name in means else share
-    norm = clip_gradients(module, config.clip_norm)
-    lr = lr_at(config, step, total_steps)
-    set_lr(optimizer, lr)
-    optimizer.step()
-    optimizer.zero_grad()
+    with record_function("optimizer"):
+        norm = clip_gradients(module, config.clip_norm)
+        lr = lr_at(config, step, total_steps)
+        set_lr(optimizer, lr)
+        optimizer.step()
+        optimizer.zero_grad()
     return {**means, "gradient_norm": norm, "lr": torch.tensor(lr, device=norm.device)}
 
 
@@ -197,7 +217,8 @@ class EMA(Generic[Module]):
     """Exponential moving average of a module's weights, in fp32.
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so early averages forget the
-    initialisation. Buffers are copied. Give the unwrapped module; it may change device later.
+    initialisation. Buffers are copied. Give the unwrapped module; it may change device or become
+    sharded later. With a sharded module each rank averages its part.
     """
 
     def __init__(self, module: Module, decay: float) -> None:
@@ -205,18 +226,39 @@ class EMA(Generic[Module]):
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
         self._module = module
-        self.average: Module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        self._average: Module = copy.deepcopy(module).float().eval().requires_grad_(False)
+        self._shards: list[DTensor] = []  # newer than `_average` when there are any
+
+    @property
+    def average(self) -> Module:
+        """The averaged module, whole.
+
+        When the module is sharded, the first access after an update gathers the parts: make it on
+        all ranks.
+        """
+        for whole, part in zip(self._average.parameters(), self._shards, strict=False):
+            whole.copy_(part.full_tensor())
+        self._shards.clear()
+        return self._average
 
     @torch.no_grad()
+    @record_function("average")
     def update(self, step: int) -> None:
         """Call after each optimizer step with its number, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        online = list(self._module.parameters())
-        averages: list[Tensor] = list(self.average.parameters())
+        online = [parameter.detach() for parameter in self._module.parameters()]
+        averages: list[Tensor] = list(self._average.parameters())
         if online and averages[0].device != online[0].device:
-            self.average.to(online[0].device)
-        torch._foreach_lerp_(averages, [p.detach().float() for p in online], 1 - decay)
-        buffers = zip(self.average.buffers(), self._module.buffers(), strict=True)
+            self._average.to(online[0].device)
+        sharded = [parameter for parameter in online if isinstance(parameter, DTensor)]
+        if sharded:
+            if not self._shards:
+                pairs = zip(averages, sharded, strict=True)
+                self._shards = [shard(average, like) for average, like in pairs]
+            averages = [part.to_local() for part in self._shards]
+            online = [parameter.to_local() for parameter in sharded]
+        torch._foreach_lerp_(averages, [p.float() for p in online], 1 - decay)
+        buffers = zip(self._average.buffers(), self._module.buffers(), strict=True)
         for average, buffer in buffers:
             average.copy_(buffer)
 
@@ -224,4 +266,5 @@ class EMA(Generic[Module]):
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average.load_state_dict(state)
+        self._shards.clear()
+        self._average.load_state_dict(state)

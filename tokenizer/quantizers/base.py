@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 Collective = Callable[[Tensor], Tensor]
 
@@ -94,7 +95,7 @@ class Quantizer(nn.Module, ABC):
             ValueError: the last dimension of z is not D, or z is not floating point.
         """
         self._check_latent(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with record_function("quantizer"), torch.autocast(z.device.type, enabled=False):
             z = z.float()
             quantized = self._quantize(z)
             stats = _agreement(z.detach(), quantized.code.detach())
@@ -105,7 +106,7 @@ class Quantizer(nn.Module, ABC):
     def encode(self, z: Tensor) -> Tensor:
         """Indices `(..., G)` of `z (..., D)`: those of `forward`, without losses or gradients."""
         self._check_latent(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with record_function("quantizer"), torch.autocast(z.device.type, enabled=False):
             return self._encode(z.float())
 
     def decode(self, indices: Tensor) -> Tensor:

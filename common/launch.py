@@ -1,0 +1,39 @@
+"""The accelerator of one `fit`: devices, processes, number formats, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from common.precision import Precision, resolve_precision
+from common.sharding import set_up_sharding
+
+
+def build_accelerator(
+    *, precision: Precision, trackers: Sequence[str], run: str | Path
+) -> Accelerator:
+    """Accelerator on whatever device and processes the launcher gives.
+
+    Raises:
+        ValueError: a tracker whose package is not installed, or FSDP of version 1.
+    """
+    mixed = "bf16" if resolve_precision(precision) == "bf16" else "no"
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
+        AcceleratorState._reset_state()  # an earlier fit of this process had another precision
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        log_with=list(trackers) or None,
+        project_dir=str(run),
+        # Buffers are equal on all ranks by construction, and a broadcast before every forward
+        # would change them in place between two forwards of one step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    set_up_sharding(accelerator)
+    missing = set(trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise ValueError(f"loop.trackers: package of {', '.join(sorted(missing))} is not installed")
+    return accelerator

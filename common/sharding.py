@@ -1,0 +1,103 @@
+"""Parameters sharded over processes (FSDP2 through Accelerate), and whole tensors on disk.
+
+`accelerate launch --use_fsdp --fsdp_version 2 ...` shards parameters, gradients, optimizer state
+and running averages. A checkpoint always holds whole tensors, so it can be resumed on any number of
+processes, sharded or not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def wants_sharding() -> bool:
+    """Whether the launcher asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def set_up_sharding(accelerator: Accelerator) -> None:
+    """Makes a launch with FSDP do what this project needs; otherwise changes nothing.
+
+    Raises:
+        ValueError: FSDP of version 1.
+    """
+    state = accelerator.state
+    if not wants_sharding() or accelerator.num_processes == 1:
+        return
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate ignores its plugin on CPUs, where FSDP2 works as well.
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    plugin = state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp_version: got {plugin.fsdp_version} (allowed: 2)")
+    # Every rank initialises the same weights, so nothing needs to be sent. Parameters stay fp32:
+    # autocast chooses what is computed in bf16, and quantizers and normalisers must not be.
+    plugin.cpu_ram_efficient_loading = False
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def gather(state: Any, *, keep: bool = True) -> Any:
+    """Replaces sharded tensors in nested dicts and lists by whole ones on the CPU.
+
+    A collective operation: all ranks call it on the same structure.
+
+    Args:
+        keep: False drops the whole tensors again, for ranks that do not write them.
+    """
+    if isinstance(state, DTensor):
+        whole = state.detach().full_tensor()
+        return whole.cpu() if keep else None
+    if isinstance(state, Mapping):
+        return {key: gather(value, keep=keep) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(gather(value, keep=keep) for value in state)
+    return state
+
+
+def scatter(state: Any, like: Any) -> Any:
+    """Shards tensors of `state` where `like`, nested in the same way, holds sharded ones."""
+    if isinstance(like, DTensor):
+        return shard(state, like)
+    if isinstance(like, Mapping) and isinstance(state, Mapping):
+        return {key: scatter(value, like.get(key)) for key, value in state.items()}
+    return state
+
+
+def shard(whole: Tensor, like: DTensor) -> DTensor:
+    """This rank's part of a tensor that all ranks hold, laid out as `like`."""
+    return distribute_tensor(
+        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Any:
+    """Load hook of an optimizer: shards state tensors that are shaped as their sharded parameter.
+
+    Use as `optimizer.register_load_state_dict_pre_hook(shard_optimizer_state)`.
+    """
+    members: dict[int, Tensor] = {}
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=False):
+        members |= dict(zip(saved["params"], group["params"], strict=False))
+    sharded: dict[int, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        parameter = members.get(number)
+        sharded[number] = dict(values)
+        if not isinstance(parameter, DTensor):
+            continue
+        for name, value in values.items():
+            is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+            if is_whole and value.shape == parameter.shape and value.ndim:
+                sharded[number][name] = shard(value, parameter)
+    return {**state, "state": sharded}
