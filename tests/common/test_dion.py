@@ -1,0 +1,295 @@
+"""Dion against an oracle, its other rules against references, resumption, and several processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from common.dion import Dion
+
+SHAPES = [(12, 7), (7, 12), (9, 9), (4, 3, 2, 2)]
+
+
+def oracle(
+    weight: np.ndarray,
+    gradients: list[np.ndarray],
+    basis: np.ndarray,
+    *,
+    lr: float,
+    mu: float = 0.95,
+    weight_decay: float = 0.01,
+) -> np.ndarray:
+    """Algorithm 1 of the paper in float64, on the orientation with more rows."""
+    num_outputs, num_inputs = weight.shape
+    flip = num_outputs < num_inputs
+    weight = weight.T if flip else weight
+    momentum = np.zeros_like(weight)
+    for gradient in gradients:
+        momentum = momentum + (gradient.T if flip else gradient)
+        left = np.linalg.qr(momentum @ basis)[0]
+        right = momentum.T @ left
+        momentum = momentum - (1 - mu) * left @ right.T
+        basis = right / (np.linalg.norm(right, axis=0) + 1e-8)
+        weight = weight * (1 - lr * weight_decay)
+        weight = weight - lr * math.sqrt(num_outputs / num_inputs) * left @ basis.T
+    return weight.T if flip else weight
+
+
+def random_gradients(shape: tuple[int, ...], count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rank_fraction", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("method", ["qr", "rcqr"])
+def test_twenty_steps_equal_the_oracle(
+    shape: tuple[int, ...], rank_fraction: float, method: str
+) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-6)):
+        gradients = random_gradients(shape, 20)
+        parameter = nn.Parameter(random_gradients(shape, 1)[0].to(dtype))
+        start = parameter.detach().double().flatten(1).numpy()
+        optimizer = Dion(
+            [parameter],
+            rank_fraction=rank_fraction,
+            seed=3,
+            orthonormalization=method,  # type: ignore[arg-type]
+        )
+        # The first basis is read off a copy that took a step of zero gradient.
+        probe = Dion(
+            [nn.Parameter(parameter.detach().clone())], rank_fraction=rank_fraction, seed=3
+        )
+        basis = first_basis(probe)
+        expected = oracle(start, [g.flatten(1).numpy() for g in gradients], basis, lr=0.01)
+        for gradient in gradients:
+            parameter.grad = gradient.to(dtype)
+            optimizer.step()
+        difference = np.abs(parameter.detach().double().flatten(1).numpy() - expected).max()
+        assert difference < tolerance
+        smaller = min(start.shape)
+        assert optimizer.state[parameter]["Q"].shape[1] == math.ceil(rank_fraction * smaller)
+        assert optimizer.state[parameter]["momentum"].dtype == dtype
+
+
+def first_basis(optimizer: Dion) -> np.ndarray:
+    """Q as it was made; a step with zero gradient only normalises its columns."""
+    parameter = optimizer.param_groups[0]["params"][0]
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer.state[parameter]["Q"].double().numpy()
+
+
+def test_full_rank_is_the_orthogonal_factor_of_the_momentum() -> None:
+    """With mu = 0 the power iteration converges on a repeated gradient: the step is U V^T."""
+    gradient = random_gradients((6, 6), 1)[0]
+    parameter = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
+    optimizer = Dion([parameter], lr=1.0, mu=0.0, weight_decay=0.0)
+    for _ in range(400):
+        before = parameter.detach().clone()
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    u, _, v = torch.linalg.svd(gradient)
+    torch.testing.assert_close(before - parameter.detach(), u @ v, rtol=0, atol=1e-6)
+    assert optimizer.state[parameter]["momentum"].abs().max() < 1e-10  # nothing is left behind
+
+
+def test_a_wide_matrix_is_its_transpose_scaled() -> None:
+    gradients = random_gradients((12, 5), 4)
+    tall, wide = (nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in ((12, 5), (5, 12)))
+    for parameter, flip in ((tall, False), (wide, True)):
+        optimizer = Dion([parameter], rank_fraction=0.5)
+        for gradient in gradients:
+            parameter.grad = gradient.T.clone() if flip else gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(wide.detach().T * (12 / 5), tall.detach())
+
+
+@pytest.mark.parametrize("method", ["qr", "rcqr"])
+def test_a_zero_gradient_only_decays(method: Any) -> None:
+    parameter = nn.Parameter(torch.ones(6, 4))
+    optimizer = Dion([parameter], lr=0.1, weight_decay=0.5, orthonormalization=method)
+    parameter.grad = torch.zeros(6, 4)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((6, 4), 0.95))
+    norms = optimizer.state[parameter]["Q"].norm(dim=0)
+    torch.testing.assert_close(norms, torch.ones(4))
+    parameter.grad = torch.randn(6, 4)
+    optimizer.step()
+    assert torch.isfinite(parameter).all()
+    assert (parameter.detach() - 0.95 * 0.95).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["qr", "rcqr"])
+def test_a_gradient_of_low_rank_stays_finite(method: Any) -> None:
+    parameter = nn.Parameter(torch.zeros(200, 8))
+    optimizer = Dion([parameter], orthonormalization=method)
+    for _ in range(3):
+        parameter.grad = torch.ones(200, 8)
+        optimizer.step()
+    assert torch.isfinite(parameter).all()
+
+
+def test_lion_and_adamw() -> None:
+    lion, adamw, reference = (nn.Parameter(torch.full((5,), 2.0)) for _ in range(3))
+    optimizer = Dion(
+        [{"params": [lion], "algorithm": "lion"}, {"params": [adamw], "algorithm": "adamw"}],
+        lr=0.1,
+        weight_decay=0.2,
+    )
+    oracle = torch.optim.AdamW([reference], lr=0.1, betas=(0.9, 0.95), weight_decay=0.2)
+    expected, momentum = torch.full((5,), 2.0), torch.zeros(5)
+    for gradient in random_gradients((5,), 6):
+        for parameter in (lion, adamw, reference):
+            parameter.grad = gradient.float()
+        optimizer.step()
+        oracle.step()
+        direction = (0.9 * momentum + 0.1 * gradient.float()).sign()
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * direction
+        momentum = 0.95 * momentum + 0.05 * gradient.float()
+    torch.testing.assert_close(lion.detach(), expected)
+    torch.testing.assert_close(adamw.detach(), reference.detach())
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"algorithm": "sgd"}, r"algorithm must be one of .*'dion'.*got 'sgd'"),
+        ({"beta1": 0.5}, r"unknown group keys \['beta1'\]"),
+        ({"rank_fraction": 0.0}, r"rank_fraction .* got 0\.0"),
+        ({"mu": 1.5}, r"mu .* got 1\.5"),
+        ({"betas": (0.9, 1.0)}, r"betas .* got \(0\.9, 1\.0\)"),
+        ({"params": [nn.Parameter(torch.zeros(3))]}, r"dion is for tensors .* got shape \(3,\)"),
+    ],
+)
+def test_bad_groups(group: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Dion([{"params": [nn.Parameter(torch.zeros(3, 3))], **group}])
+
+
+class Net(nn.Module):
+    """Tall, wide and square matrices, vectors and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.square, self.down = nn.Linear(6, 14), nn.Linear(14, 14), nn.Linear(14, 5)
+        self.table = nn.Embedding(40, 6)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = self.up(self.table(numbers))
+        return self.down(self.square(x.sin()).sin())
+
+
+def build(net: nn.Module, rank_fraction: float = 0.5) -> Dion:
+    matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "table" not in name]
+    others = [p for name, p in net.named_parameters() if p.ndim < 2 or "table" in name]
+    groups = [{"params": matrices}, {"params": others, "algorithm": "lion", "lr": 1e-3}]
+    return Dion(groups, rank_fraction=rank_fraction, seed=5)
+
+
+def train(net: nn.Module, optimizer: Dion, steps: range, part: slice = slice(None)) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        # As many samples as make gradients of full rank: null directions amplify rounding.
+        numbers = torch.randperm(40, generator=generator)
+        target = torch.randn(40, 5, generator=generator)
+        loss = (net(numbers[part]) - target[part]).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumption_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole, first = Net().to(dtype), Net().to(dtype)
+    optimizer = build(whole)
+    train(whole, optimizer, range(6))
+    stopped = build(first)
+    train(first, stopped, range(3))
+    torch.save({"net": first.state_dict(), "optimizer": stopped.state_dict()}, tmp_path / "s.pt")
+    state = torch.load(tmp_path / "s.pt", weights_only=True)
+    torch.manual_seed(99)  # global randomness must not matter
+    second = Net().to(dtype)
+    second.load_state_dict(state["net"])
+    resumed = build(second)
+    resumed.load_state_dict(state["optimizer"])
+    train(second, resumed, range(3, 6))
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for name, value in optimizer.state[a].items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, resumed.state[b][name])
+
+
+def test_global_randomness_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    net = nn.Linear(3, 3)
+    torch.set_rng_state(before)
+    optimizer = Dion([net.weight], orthonormalization="rcqr")
+    net.weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def distributed_worker(rank: int, folder: str) -> None:
+    """Trains the same net under DDP and under FSDP2, and saves both."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    half = slice(20 * rank, 20 * rank + 20)
+    ddp = DistributedDataParallel(Net())
+    train(ddp, build(ddp), range(5), half)
+    torch.save(ddp.module.state_dict(), f"{folder}/ddp_{rank}.pt")
+
+    for method in ("qr", "rcqr"):
+        sharded = Net()
+        for layer in (sharded.up, sharded.square, sharded.down):
+            fully_shard(layer)
+        fully_shard(sharded)
+        optimizer = build(sharded)
+        optimizer.orthonormalization = method  # type: ignore[assignment]
+        train(sharded, optimizer, range(3), half)
+        # A checkpoint of whole tensors, loaded into the sharded optimizer.
+        state = whole(optimizer.state_dict())
+        optimizer = build(sharded)
+        optimizer.load_state_dict(copy.deepcopy(state))
+        train(sharded, optimizer, range(3, 5), half)
+        torch.save(whole(sharded.state_dict()), f"{folder}/fsdp_{method}_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def whole(state: Any) -> Any:
+    if isinstance(state, DTensor):
+        return state.full_tensor()
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    return state
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """DDP and FSDP2 (rows of 14 and 5 outputs: even and uneven shards) against one process."""
+    single = Net()
+    train(single, build(single), range(5))
+    # Forked: a fresh process would take longer to import torch than to do this.
+    mp.start_processes(distributed_worker, (str(tmp_path),), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    ddp = [torch.load(tmp_path / f"ddp_{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in single.state_dict().items():
+        assert torch.equal(ddp[0][name], ddp[1][name])
+        torch.testing.assert_close(ddp[0][name], value, rtol=0, atol=2e-6)
+        for method in ("qr", "rcqr"):
+            state = torch.load(tmp_path / f"fsdp_{method}_0.pt", weights_only=True)
+            torch.testing.assert_close(state[name], value, rtol=0, atol=2e-5)
