@@ -1,15 +1,17 @@
 """From the winning group of codes to the code: the second half of the nearest-code search.
 
-Each function rebuilds, for N vectors of one family, the remaining labels and signs of the best code
-and returns its canonical index (the formulas of `leech_order`). Ties go to the lowest index:
-`max` names the first maximum, and the digits of an index are decided most significant first.
-Vectors are columns, `(24, N)`.
+Each function rebuilds, for N vectors of one family, the signs of the best code with given labels
+and returns its canonical index (the formulas of `leech_order`). Ties go to the lowest index: among
+equals the smallest digits win. Vectors are columns, `(24, N)`. Sums are written out pair by pair,
+as in the scores: a reduction's order, and with it the last bit, may depend on the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -17,169 +19,171 @@ from torch import Tensor
 from tokenizer.lattices import golay
 from tokenizer.lattices.leech_order import START_2B, START_2C, START_3, START_4
 
+BOUNDS = (1, 2, 9, 17)  # first groups of types 2b, 2c, 3 and 4
+FIRST_3 = 168  # labelled codes `(x', p, c)` before those of type 3
+
 
 @dataclass(frozen=True)
 class _Tables:
-    """Coordinates and signs by label, on one device."""
+    """What a code's number within its family says, on one device."""
 
-    signs: Tensor  # (8 k, 8 x, 8 a) int8: sign of coordinate k in brick word (x, a)
-    pairs: Tensor  # (2, 4 t, 8 x) coordinates i, j of pair class t of x
-    tetrads: Tensor  # (4, 2, 7 t, 8 x) coordinates of tetrad class t of x, and of its complement
-    xor: Tensor  # (8, 8)
+    places_2b: Tensor  # (4, 2, 2, 42) coordinates of the tetrad, complement, brick q1 or q2
+    places_2c: Tensor  # (12, 1344) of brick p's tetrad and complement; i of q1, q2; j of q1, q2
+    odd_2c: Tensor  # (3, 1344) bool: sign parities of bricks p, q1, q2
+    signs_3: Tensor  # (24, 1536) float32 signs of the three brick words
+    sides_3: Tensor  # (3, 3) weights of the complement bits of the bricks, by p
 
 
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> _Tables:
-    signs = torch.zeros(8, 8, 8, dtype=torch.int8)
-    pairs = torch.zeros(2, 4, 8, dtype=torch.int64)
-    tetrads = torch.zeros(4, 2, 7, 8, dtype=torch.int64)
-    for x in range(8):
-        for a in range(8):
-            word = golay.brick_word(x, a)
-            signs[:, x, a] = torch.tensor([1 - 2 * (word >> k & 1) for k in range(8)])
-        for t in range(4 if x else 7):
-            if x:
-                pairs[:, t, x] = torch.tensor(golay.pair(x, t))
-            for complemented in (0, 1):
-                tetrads[:, complemented, t, x] = torch.tensor(golay.tetrad(x, t, complemented))
-    xor = torch.arange(8)[:, None] ^ torch.arange(8)
-    return _Tables(*(table.to(device) for table in (signs, pairs, tetrads, xor)))
+    places_2b, places_2c, odd_2c, signs_3 = [], [], [], []
+    for p, t, _ in product(range(3), range(7), range(2)):
+        offsets = [8 * ((p + role) % 3) for role in (1, 2)]
+        halves = [golay.tetrad(0, t, complemented) for complemented in (0, 1)]
+        places_2b.append([half[k] + o for k in range(4) for half in halves for o in offsets])
+    for x, p, c, b in product(range(1, 8), range(3), range(8), range(8)):
+        zero, one, two = (8 * ((p + role) % 3) for role in range(3))
+        halves = [golay.tetrad(x, c >> 1, complemented) for complemented in (0, 1)]
+        (i1, j1), (i2, j2) = golay.pair(x, b >> 1), golay.pair(x, (b ^ c) >> 1)
+        tetrad = [half[k] + zero for k in range(4) for half in halves]
+        places_2c.append([*tetrad, i1 + one, i2 + two, j1 + one, j2 + two])
+        odd_2c.append([c & 1, b & 1, (b ^ c) & 1])
+    for x, p, c, b in product(range(8), range(3), range(8), range(8)):
+        labels = {p: c, (p + 1) % 3: b, (p + 2) % 3: b ^ c}
+        words = [golay.brick_word(x, labels[brick]) for brick in range(3)]
+        signs_3.append([1.0 - 2 * (word >> k & 1) for word in words for k in range(8)])
+
+    def columns(rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=device).t().contiguous()
+
+    return _Tables(
+        places_2b=columns(places_2b).view(4, 2, 2, -1),
+        places_2c=columns(places_2c),
+        odd_2c=columns(odd_2c).bool(),
+        signs_3=torch.tensor(signs_3, device=device).t().contiguous(),
+        sides_3=columns([[0, 2, 1], [1, 0, 2], [2, 1, 0]]),
+    )
 
 
-def _roles(vectors: Tensor, p: Tensor) -> Tensor:
-    """Bricks p, q1, q2 as `(3, 8, N)`."""
-    role = (p + torch.arange(3, device=p.device)[:, None]) % 3
-    return vectors.view(3, 8, -1).gather(0, role[:, None].expand(-1, 8, -1))
+def _best_half(halves: Tensor, odd: Tensor) -> Tensor:
+    """`8 h + k3`: the better of a tetrad and its complement `(4, 2, ..., N)`, and its minus bits.
+
+    The number of minus signs must be odd where `odd` `(..., N)`. Of the first two coordinates
+    either the sum decides (equal signs) or the difference (unlike signs), of the last two likewise.
+    """
+    first, second, third, fourth = halves
+    left = torch.stack([first + second, first - second])  # (2 equal or unlike, 2 h, ..., N)
+    right = torch.stack([third + fourth, third - fourth])
+    right = torch.where(odd, right.flip(0), right)
+    score = (left.abs() + right.abs()).flatten(0, 1)
+    # Minus bits of equal signs: 000 or 110; of unlike ones: 010 or 100. The third is right's sign.
+    bits = (left < 0) * 2
+    bits[0] *= 3
+    bits[1] += 2
+    bits += right < 0
+    bits[:, 1] += 8
+    return bits.flatten(0, 1).masked_fill_(score != score.amax(0), 16).amin(0)
 
 
-def _pick(table: Tensor, row: Tensor) -> Tensor:
-    """`table[row[n], n]` of a table `(rows, N)`."""
-    return table.gather(0, row[None])[0]
-
-
-def _sign_score(values: Tensor, parity: Tensor | int) -> Tensor:
-    """Largest sum of ±`values` `(n, ..., N)` whose number of minus signs has the given parity."""
-    size = values.abs()
-    wrong = ((values < 0).to(values.dtype).sum(0) % 2) != parity
-    return size.sum(0) - 2 * size.amin(0) * wrong
-
-
-def _sign_bits(values: Tensor, parity: Tensor | int) -> Tensor:
-    """Minus bits of all but the last value in the best such sum, the first one highest."""
-    size, minus = values.abs(), (values < 0).to(values.dtype)
-    wrong = (minus.sum(0) % 2) != parity
+def _sign_bits(values: Tensor) -> Tensor:
+    """Minus bits, first one highest, of all but the last of `(n, N)` in the best even signs."""
+    size, minus = values.abs(), values < 0
     weights = (1 << torch.arange(len(values) - 1, -1, -1, device=values.device)) >> 1
-    weights = weights.to(values.dtype).view(-1, *(1,) * (values.ndim - 1))
+    signed = torch.where(minus, weights[:, None], 0)
     # The cheapest flip; among equals the one that leaves the smallest bits.
-    change = (weights * (1 - 2 * minus)).masked_fill(size != size.amin(0), 2.0 ** len(values))
-    return ((weights * minus).sum(0) + change.amin(0) * wrong).long()
+    change = torch.where(size == size.amin(0), weights[:, None] - 2 * signed, 1 << len(values))
+    return signed.sum(0) + change.amin(0) * (minus.sum(0) & 1)
 
 
-def _type_2a(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    bricks = vectors.view(3, 8, -1).transpose(0, 1)
-    p = _sign_score(bricks, 0).max(0).indices
-    brick = bricks.gather(1, p.expand(8, 1, -1))[:, 0]
-    return p * 128 + _sign_bits(brick, 0)
+def _type_2a(vectors: Tensor, p: Tensor, b: Tensor) -> Tensor:
+    brick = vectors.view(3, 8, -1).gather(0, p.expand(1, 8, -1))[0]
+    return p * 128 + _sign_bits(brick)
 
 
-def _type_2b(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
+def _type_2b(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
+    places = _tables(vectors.device).places_2b[..., code]
+    halves = vectors.gather(0, places.flatten(0, 2)).view(places.shape)
+    f1, f2 = _best_half(halves, (code & 1).bool())
+    return (code << 8) + (f1 << 4) + f2 + START_2B
+
+
+def _type_2c(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     tables = _tables(vectors.device)
-    values = vectors.view(3, 8, -1)[:, tables.tetrads[:, :, :, 0].flatten()].view(3, 4, 2, 7, 1, -1)
-    parity = torch.arange(2, device=vectors.device)[:, None]
-    score = _sign_score(values.transpose(0, 1), parity).amax(1)  # (3 bricks, 7 a, 2 parities, N)
-    sums = score.roll(-1, 0) + score.roll(-2, 0)  # bricks q1 and q2 of every p
-    best = sums.flatten(0, 2).max(0).indices
-    p, t, pi = best // 14, best // 2 % 7, best % 2
-    tetrad = tables.tetrads[:, :, t, 0].flatten(0, 1)
-    sides = _roles(vectors, p)[1:].gather(1, tetrad.expand(2, -1, -1))
-    h, k3 = _best_half(sides.view(2, 4, 2, -1).permute(1, 2, 0, 3), pi)
-    f1, f2 = 8 * h + k3
-    return START_2B + (best * 16 + f1) * 16 + f2
+    code = (code << 3) + b
+    values = vectors.gather(0, tables.places_2c.index_select(1, code))
+    odd = tables.odd_2c.index_select(1, code)
+    f = _best_half(values[:8].view(4, 2, -1), odd[0])
+    first, second = values[8:10], values[10:]
+    s1, s2 = torch.where(odd[1:], first - second, first + second) < 0
+    return (code << 6) + (f << 2) + (s1 * 2) + s2 + START_2C
 
 
-def _best_half(halves: Tensor, parity: Tensor) -> tuple[Tensor, Tensor]:
-    """The better of a tetrad and its complement `(4, 2, ..., N)`, and its minus bits."""
-    first, second = _sign_score(halves, parity)
-    h = second > first
-    return h.long(), _sign_bits(torch.where(h, halves[:, 1], halves[:, 0]), parity)
-
-
-def _best_sides(first: Tensor, second: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Best label b of brick q1, and the minus bits of q1 and q2, from signed scores `(8, N)`."""
-    second = second.gather(0, _tables(first.device).xor[:, c])
-    b = (first.abs() + second.abs()).max(0).indices
-    return b, 2 * (_pick(first, b) < 0) + (_pick(second, b) < 0)
-
-
-def _type_2c(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
+def _type_3(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     tables = _tables(vectors.device)
-    x, p, c = group - 1, label >> 3, label & 7
-    roles = _roles(vectors, p)
-    pairs = tables.pairs[:, :, x].flatten(0, 1)
-    i, j = roles[1:].gather(1, pairs.expand(2, -1, -1)).view(2, 2, 4, -1).unbind(1)
-    sides = torch.stack([i + j, i - j], dim=2).flatten(1, 2)  # (2, 8, N)
-    b, signs = _best_sides(sides[0], sides[1], c)
-    tetrad = tables.tetrads[:, :, c >> 1, x].flatten(0, 1)
-    h, k3 = _best_half(roles[0].gather(0, tetrad).view(4, 2, -1), c & 1)
-    return START_2C + (((((x - 1) * 3 + p) * 8 + c) * 8 + b) * 2 + h) * 32 + k3 * 4 + signs
+    p, code = (code >> 3) % 3, (code - FIRST_3 << 3) + b
+    signed = vectors * tables.signs_3.index_select(1, code)
+    total = signed
+    for _ in range(3):
+        total = total[0::2] + total[1::2]  # (3 bricks, N) at last
+    brick = signed.view(3, 8, -1).gather(0, p.expand(1, 8, -1))[0]
+    own = total.gather(0, p[None])[0]
+    flip = 4 * brick.amax(0) - own > own - 4 * brick.amin(0)
+    i = torch.where(flip, brick, -brick).max(0).indices
+    sides = (tables.sides_3.index_select(1, p) * (total < 0)).sum(0)
+    return (code << 6) + (flip * 32) + (sides << 3) + i + START_3
 
 
-def _type_3(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    signs = _tables(vectors.device).signs
-    x, p, c = group - 9, label >> 3, label & 7
-    roles = _roles(vectors, p)
-    sides = roles[1:].transpose(0, 1) * signs[:, x, 0][:, None]  # (8, 2, N)
-    for _ in range(3):  # Walsh-Hadamard transform: each stage makes one bit of the label
-        even, odd = sides[0::2], sides[1::2]
-        sides = torch.cat([even + odd, even - odd])
-    b, minus = _best_sides(sides[:, 0], sides[:, 1], c)
-    signed = roles[0] * signs[:, x, c]
-    total = signed.sum(0)
-    flip = 4 * signed.amax(0) - total > total - 4 * signed.amin(0)
-    i = torch.where(flip, signed, -signed).max(0).indices
-    return START_3 + ((((x * 3 + p) * 8 + c) * 8 + b) * 8 + 4 * flip + minus) * 8 + i
-
-
-def _type_4(vectors: Tensor, group: Tensor, label: Tensor) -> Tensor:
+def _type_4(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     size = vectors.abs()
-    first = size.max(0).indices
-    second = size.scatter(0, first[None], -1.0).max(0).indices
-    i, j = torch.minimum(first, second), torch.maximum(first, second)
-    minus = 2 * (_pick(vectors, i) < 0) + (_pick(vectors, j) < 0)
-    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + minus
+    first = size.max(0, keepdim=True).indices
+    second = size.scatter_(0, first, -1.0).max(0, keepdim=True).indices
+    places = torch.cat([torch.minimum(first, second), torch.maximum(first, second)])
+    (i, j), (minus_i, minus_j) = places, vectors.gather(0, places) < 0
+    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + 2 * minus_i + minus_j
 
 
-# First and last + 1 group, and whether the family is of type 3.
-_FAMILIES = (
-    (0, 1, False, _type_2a),
-    (1, 2, False, _type_2b),
-    (2, 9, False, _type_2c),
-    (9, 17, True, _type_3),
-    (17, 18, False, _type_4),
-)
+Family = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Type 3 is the fourth; its vectors may be given in another order of coordinates.
+_FAMILIES: tuple[Family, ...] = (_type_2a, _type_2b, _type_2c, _type_3, _type_4)
+_LAST_CODES = (2, 41, FIRST_3 - 1, 359, 359)
 
 
-def traceback_split(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
+def traceback_split(type2: Tensor, type3: Tensor, group: Tensor, code: Tensor, b: Tensor) -> Tensor:
     """`traceback` where each family's function sees its own vectors only."""
-    indices = torch.empty_like(group)
-    for first, stop, is_type3, family in _FAMILIES:
-        rows = ((group >= first) & (group < stop)).nonzero()[:, 0]
-        if len(rows):
-            vectors = (type3 if is_type3 else type2).index_select(1, rows)
-            indices[rows] = family(vectors, group[rows], label[rows])
-    return indices
+    group, order = group.sort()
+    bounds = torch.tensor(BOUNDS, device=group.device)
+    stops = [*torch.searchsorted(group, bounds).tolist(), len(group)]
+    code, b = code[order], b[order]
+    found, start = [], 0
+    for number, (family, stop) in enumerate(zip(_FAMILIES, stops, strict=True)):
+        if stop > start:
+            vectors = type3 if number == 3 else type2
+            part = slice(start, stop)
+            found.append(family(vectors.index_select(1, order[part]), code[part], b[part]))
+        start = stop
+    return torch.empty_like(group).scatter_(0, order, torch.cat(found))
 
 
-def traceback_all(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
+def traceback_all(type2: Tensor, type3: Tensor, group: Tensor, code: Tensor, b: Tensor) -> Tensor:
     """`traceback` where every function sees all vectors: more work, no word from the device."""
     indices = torch.empty_like(group)
-    for first, stop, is_type3, family in _FAMILIES:
-        found = family(type3 if is_type3 else type2, group.clamp(first, stop - 1), label)
-        indices = torch.where((group >= first) & (group < stop), found, indices)
+    for number, (family, last) in enumerate(zip(_FAMILIES, _LAST_CODES, strict=True)):
+        vectors, first = (type3, FIRST_3) if number == 3 else (type2, 0)
+        found = family(vectors, code.clamp(first, last), b)
+        indices = torch.where(group >= (0, *BOUNDS)[number], found, indices)
     return indices
 
 
-def traceback(type2: Tensor, type3: Tensor, group: Tensor, label: Tensor) -> Tensor:
-    """Canonical indices `(N,)` of the best codes of vectors `(24, N)`, given group and label."""
+def traceback(type2: Tensor, type3: Tensor, group: Tensor, code: Tensor, b: Tensor) -> Tensor:
+    """Canonical indices `(N,)` of the best codes of vectors `(24, N)`.
+
+    Args:
+        type2: the vectors as types 2 and 4 see them.
+        type3: the vectors as type 3 sees them.
+        group: `(N,)` groups of codes.
+        code: `(N,)` p for type 2a; `(7p + a-1)*2 + pi` for type 2b; `((x-1)*3 + p)*8 + c` for
+            type 2c; `((x+7)*3 + p)*8 + c` for type 3.
+        b: `(N,)` label of brick q1, for types 2c and 3.
+    """
     how = traceback_split if group.device.type == "cpu" else traceback_all
-    return how(type2, type3, group, label)
+    return how(type2, type3, group, code, b)

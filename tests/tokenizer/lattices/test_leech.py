@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.lattices import golay, leech
-from tokenizer.lattices.leech_search import NUM_GROUPS, _Tile
+from tokenizer.lattices.leech_tile import NUM_GROUPS, Tile
 from tokenizer.lattices.leech_traceback import traceback_all
 
 NUM = 3000
@@ -201,9 +201,9 @@ def test_selecting_branch_agrees_with_the_gathering_one() -> None:
     z[:40] = leech.unrank(torch.arange(0, 8000, 200)).float() + 0.1 * z[:40]
     z[40:60] *= torch.rand(20, 24) < 0.1
     columns = z.t().contiguous()
-    tile = _Tile(300, torch.float32, torch.device("cpu"))
-    group, label = tile.decide(columns, columns, 0, NUM_GROUPS)
-    assert torch.equal(traceback_all(columns, columns, group, label), leech.nearest(z))
+    tile = Tile(torch.empty(Tile.NUM_ROWS, 300))
+    found = tile.decide(columns, columns, 0, NUM_GROUPS)
+    assert torch.equal(traceback_all(columns, columns, *found), leech.nearest(z))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
