@@ -12,22 +12,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+COLD = 1e-4  # temperature at which a draw is the most likely code
 HEAD_GAIN = 0.02  # head weights start at this fraction of the trunk's initial scale
 MAX_CUMULATIVE_ELEMENTS = 1 << 22  # float64 numbers alive while drawing: 32 MiB
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Per-token loss.
+    """Per-token loss, all `(...)` and differentiable.
 
     Args:
-        nll: negative log-likelihood in nats, `(...)`; summed over the codebooks of a token.
-        log_z: log normaliser of the unnormalised scores, `(...)`: `nll = log_z - score(token)`.
-            Differentiable, for the Z-loss `mean(log_z**2)`. Summed over codebooks too.
+        nll: negative log-likelihood in nats; summed over the codebooks of a token.
+        log_z: log normaliser of the unnormalised scores: `nll = log_z - score(token)`. Summed over
+            the factors (codebooks, bits, coordinates) that are normalised each for itself.
+        factor_squares: sum over those factors of their squared log normalisers; None when there is
+            only one.
+        uniform_nll: mean nll of all tokens of the codebooks, for label smoothing; None unless
+            asked for.
     """
 
     nll: Tensor
     log_z: Tensor
+    factor_squares: Tensor | None = None
+    uniform_nll: Tensor | None = None
+
+    @property
+    def z_loss(self) -> Tensor:
+        """The Z-loss of each token: squared log normalisers, which opposite factors cannot hide."""
+        return self.log_z.square() if self.factor_squares is None else self.factor_squares
+
+    def smoothed(self, label_smoothing: float) -> Tensor:
+        """Cross-entropy with `(1 - e) onehot + e / V`, exactly."""
+        if label_smoothing == 0:
+            return self.nll
+        assert self.uniform_nll is not None
+        return (1 - label_smoothing) * self.nll + label_smoothing * self.uniform_nll
 
 
 class Distribution(ABC):
@@ -59,8 +78,11 @@ class Head(nn.Module, ABC):
     """Turns hidden states `(..., W)` into losses and distributions; computes in float32."""
 
     @abstractmethod
-    def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
-        """Loss of `tokens`, int64 `(..., G)`, given `hidden (..., W)`."""
+    def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
+        """Loss of `tokens`, int64 `(..., G)`, given `hidden (..., W)`.
+
+        `with_uniform` asks for `TokenLoss.uniform_nll`.
+        """
 
     @abstractmethod
     def distribution(self, hidden: Tensor) -> Distribution:
@@ -70,10 +92,18 @@ class Head(nn.Module, ABC):
         """Log-probabilities over all codes up to a constant, `(..., V)`; see `Distribution`."""
         return self.distribution(hidden).logits()
 
+    @torch.no_grad()
+    def best(self, hidden: Tensor) -> Tensor:
+        """The most likely tokens, int64 `(..., G)`, of those within 0.001 nats any."""
+        cold = self.distribution(hidden).tempered(COLD)
+        middle = torch.full((*hidden.shape[:-1], cold.num_uniforms), 0.5, device=hidden.device)
+        return cold.sample(middle)
+
 
 def head_linear(width: int, num_outputs: int) -> nn.Linear:
     """A float32 output layer that starts near zero: std 0.02 * sqrt(1 / (3 W)), zero bias."""
     linear = nn.Linear(width, num_outputs, dtype=torch.float32)
+    linear.optimizer_role = "unembedding"  # type: ignore[assignment]
     std = HEAD_GAIN * (3 * width) ** -0.5
     nn.init.trunc_normal_(linear.weight, std=std, a=-3 * std, b=3 * std)
     nn.init.zeros_(linear.bias)

@@ -58,14 +58,20 @@ class BitsHead(Head):
         self.num_bits = tuple(size.bit_length() - 1 for size in sizes)
         self.linear = head_linear(width, sum(self.num_bits))
 
-    def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
+    def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
         logits = self._bit_logits(hidden)
         digits = [
             tokens[..., group, None] >> torch.arange(count, device=tokens.device) & 1
             for group, count in enumerate(self.num_bits)
         ]
-        log_z = F.softplus(logits).sum(-1)
-        return TokenLoss(log_z - (logits * torch.cat(digits, dim=-1)).sum(-1), log_z)
+        log_zs = F.softplus(logits)  # (..., bits)
+        log_z = log_zs.sum(-1)
+        return TokenLoss(
+            nll=log_z - (logits * torch.cat(digits, dim=-1)).sum(-1),
+            log_z=log_z,
+            factor_squares=log_zs.square().sum(-1),
+            uniform_nll=log_z - logits.sum(-1) / 2 if with_uniform else None,
+        )
 
     def distribution(self, hidden: Tensor) -> BitsDistribution:
         return BitsDistribution(self._bit_logits(hidden), self.num_bits)

@@ -113,7 +113,7 @@ class CategoricalHead(Head):
         self.chunk_size = config.chunk_size
         self.linears = nn.ModuleList(head_linear(width, size) for size in spec.codebook_sizes)
 
-    def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
+    def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
         batch_shape = tokens.shape[:-1]
         losses = [
             chunked_cross_entropy(
@@ -122,8 +122,19 @@ class CategoricalHead(Head):
             for group, (weight, bias) in enumerate(self._layers())
         ]
         nll = torch.stack([loss.nll for loss in losses]).sum(0)
-        log_z = torch.stack([loss.log_z for loss in losses]).sum(0)
-        return TokenLoss(nll.view(batch_shape), log_z.view(batch_shape))
+        log_zs = torch.stack([loss.log_z for loss in losses])  # (G, N)
+        log_z = log_zs.sum(0).view(batch_shape)
+        # The mean logit of all codes is a product with the mean row.
+        means = [
+            head_outputs(hidden, weight.mean(0, keepdim=True), bias.mean(0, keepdim=True))
+            for weight, bias in (self._layers() if with_uniform else [])
+        ]
+        return TokenLoss(
+            nll=nll.view(batch_shape),
+            log_z=log_z,
+            factor_squares=log_zs.square().sum(0).view(batch_shape),
+            uniform_nll=log_z - torch.cat(means, dim=-1).sum(-1) if with_uniform else None,
+        )
 
     def distribution(self, hidden: Tensor) -> CategoricalDistribution:
         groups = [head_outputs(hidden, weight, bias) for weight, bias in self._layers()]

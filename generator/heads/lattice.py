@@ -7,20 +7,22 @@ softmax(m_k + log Z_k).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
 from common.config import config_class
-from generator.heads.base import Distribution, Head, TokenLoss, head_linear, head_outputs
+from generator.heads.base import Distribution, TokenLoss
 from generator.heads.brick_tables import NUM_VALUES
 from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
+from generator.heads.leech_head import LeechHead
 from generator.heads.normalizer import log_normalizer
 from tokenizer.lattices import leech
 from tokenizer.tokens import TokenSpec
+
+MAX_JOINT_ELEMENTS = 1 << 20  # tokens x components x codes at a time: 4 MiB
 
 
 @config_class
@@ -31,65 +33,68 @@ class LatticeHeadConfig:
     num_mixtures: int = Field(default=1, ge=1)
 
 
-def check_leech_spec(kind: str, spec: TokenSpec) -> None:
-    """Raises ValueError when the tokens are not those of the 196,560 codes of dimension 24."""
-    if spec.codebook_sizes != (leech.NUM_CODES,) or spec.code_dim != leech.DIM:
-        raise ValueError(
-            f"the {kind} head needs codebook_sizes ({leech.NUM_CODES},) and code_dim "
-            f"{leech.DIM}, got {spec.codebook_sizes} and {spec.code_dim}"
-        )
-
-
-class LatticeHead(Head):
-    """One linear layer W -> K (24 x 9) and, when K > 1, K mixture logits.
+class LatticeHead(LeechHead):
+    """Scores normalised over the lattice; K > 1 mixes as many of them.
 
     `TokenLoss.log_z` is the log normaliser of all scores, log sum_k exp(m_k) Z_k, so that
-    `nll = log_z - log sum_k exp(m_k + sum_i l_ki(c_i))`.
-
-    Args:
-        config: number of components.
-        width: W, channels of the hidden states.
-        spec: must describe tokens of the canonical Leech order.
-
-    Raises:
-        ValueError: the codebook is not one of 196,560 codes of dimension 24.
+    `nll = log_z - log sum_k exp(m_k + sum_i l_ki(c_i))`. With K > 1, `uniform_nll` has no closed
+    form and costs as much as a dense head of width 216 K.
     """
 
-    cells: Tensor
-
     def __init__(self, config: LatticeHeadConfig, width: int, spec: TokenSpec) -> None:
-        super().__init__()
-        check_leech_spec(config.kind, spec)
-        self.num_mixtures = config.num_mixtures
-        extra = config.num_mixtures if config.num_mixtures > 1 else 0
-        self.linear = head_linear(width, config.num_mixtures * leech.DIM * NUM_VALUES + extra)
-        self.register_buffer("cells", leech.codebook(torch.int8) + 4, persistent=False)
+        super().__init__(config.kind, width, spec, config.num_mixtures)
 
-    def loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
+    def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
         batch_shape = tokens.shape[:-1]
-        scores, mixture = self._scores(hidden.flatten(0, -2))
-        cells = self.cells[tokens.flatten()].long()  # (N, 24)
-        cells = cells[:, None, :, None].expand(-1, self.num_mixtures, -1, -1)
-        joint = mixture + scores.gather(3, cells).sum((2, 3))  # (N, K)
-        log_z = mixture + log_normalizer(scores.flatten(0, 1)).view_as(mixture)
-        if self.num_mixtures > 1:
-            joint, log_z = joint.logsumexp(1), log_z.logsumexp(1)
-        nll = log_z.view(batch_shape) - joint.view(batch_shape)
-        return TokenLoss(nll, log_z.view(batch_shape))
+        scores, mixture = self.mixture_scores(hidden.flatten(0, -2))
+        joint = mixture + self.token_scores(scores, tokens.flatten())  # (N, K)
+        log_zs = mixture + log_normalizer(scores.flatten(0, 1)).view_as(mixture)
+        log_z, score = log_zs.logsumexp(1), joint.logsumexp(1)
+        mean = None
+        if with_uniform:
+            is_single = self.num_mixtures == 1
+            mean = self.mean_score(scores.squeeze(1)) if is_single else self._mean(scores, mixture)
+        return TokenLoss(
+            nll=(log_z - score).view(batch_shape),
+            log_z=log_z.view(batch_shape),
+            uniform_nll=None if mean is None else (log_z - mean).view(batch_shape),
+        )
 
     def distribution(self, hidden: Tensor) -> Distribution:
-        scores, mixture = self._scores(hidden)
+        scores, mixture = self.mixture_scores(hidden)
         if self.num_mixtures == 1:
             return LatticeDistribution(scores.squeeze(-3))
         return MixtureDistribution(scores, mixture)
 
-    def _scores(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores `(..., K, 24, 9)` and mixture logits `(..., K)`, zero when K = 1."""
-        outputs = head_outputs(hidden, self.linear.weight, self.linear.bias)
-        num_scores = self.num_mixtures * leech.DIM * NUM_VALUES
-        scores = rearrange(
-            outputs[..., :num_scores], "... (k i v) -> ... k i v", i=leech.DIM, v=NUM_VALUES
-        )
-        if self.num_mixtures == 1:
-            return scores, outputs.new_zeros(*outputs.shape[:-1], 1)
-        return scores, outputs[..., num_scores:]
+    def _mean(self, scores: Tensor, mixture: Tensor) -> Tensor:
+        mean: Tensor = _MeanMixtureScore.apply(scores, mixture, self.cells)
+        return mean
+
+
+class _MeanMixtureScore(torch.autograd.Function):
+    """Mean over all codes of log sum_k exp(m_k + sum_i l_ki(c_i)), `(N,)`, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mixture: Tensor, cells: Tensor) -> Tensor:
+        flat = scores.flatten(2)  # (N, K, 216)
+        total = torch.zeros_like(mixture[:, 0])
+        grad_scores, grad_mixture = torch.zeros_like(flat), torch.zeros_like(mixture)
+        columns = NUM_VALUES * torch.arange(leech.DIM, device=cells.device)
+        step = max(1, MAX_JOINT_ELEMENTS // max(1, mixture.numel()))
+        with torch.autocast(scores.device.type, enabled=False):
+            for codes in cells.split(step):
+                onehot = flat.new_zeros(len(codes), flat.shape[2])  # (n, 216)
+                onehot.scatter_(1, codes.long() + columns, 1.0)
+                joint = flat @ onehot.T + mixture[..., None]  # (N, K, n)
+                total += joint.logsumexp(1).sum(1)
+                share = joint.softmax(1)
+                grad_scores += share @ onehot
+                grad_mixture += share.sum(2)
+        ctx.save_for_backward(grad_scores.view_as(scores) / len(cells), grad_mixture / len(cells))
+        return total / len(cells)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_scores, grad_mixture = ctx.saved_tensors
+        return grad_scores * grad[:, None, None, None], grad_mixture * grad[:, None], None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from generator.heads.base import (
     CategoricalDistribution,
@@ -18,10 +19,10 @@ from generator.heads.normalizer import log_normalizer
 from tokenizer.lattices import leech
 
 
-class LatticeDistribution(Distribution):
-    """p(c) proportional to exp(sum_i scores_i(c_i)) over the codes.
+class ScoresDistribution(Distribution):
+    """What distributions with one score per value of each coordinate share.
 
-    Guidance and temperature act on the scores: the family is closed under both.
+    Guidance and temperature act on the scores: each family is closed under both.
 
     Args:
         scores: `(..., 24, 9)` finite; column v + 4 belongs to the value v of a coordinate.
@@ -30,23 +31,26 @@ class LatticeDistribution(Distribution):
     def __init__(self, scores: Tensor) -> None:
         self.scores = scores
 
+    def guided(self, unconditional: Distribution, scale: float) -> Distribution:
+        if not isinstance(unconditional, type(self)):
+            return CategoricalDistribution(self.logits()).guided(unconditional, scale)
+        return type(self)(scale * self.scores + (1 - scale) * unconditional.scores)
+
+    def tempered(self, temperature: float) -> Self:
+        return type(self)(self.scores / temperature)
+
+    def logits(self) -> Tensor:
+        logits = code_scores(self.scores.reshape(-1, *self.scores.shape[-2:]))
+        return logits.view(*self.scores.shape[:-2], leech.NUM_CODES)
+
+
+class LatticeDistribution(ScoresDistribution):
+    """p(c) proportional to exp(sum_i scores_i(c_i)) over the codes."""
+
     @property
     def num_uniforms(self) -> int:
         """See `code_groups`."""
         return NUM_UNIFORMS
-
-    def guided(self, unconditional: Distribution, scale: float) -> Distribution:
-        if not isinstance(unconditional, LatticeDistribution):
-            return CategoricalDistribution(self.logits()).guided(unconditional, scale)
-        return LatticeDistribution(scale * self.scores + (1 - scale) * unconditional.scores)
-
-    def tempered(self, temperature: float) -> LatticeDistribution:
-        return LatticeDistribution(self.scores / temperature)
-
-    def logits(self) -> Tensor:
-        return code_scores(self.scores.reshape(-1, leech.DIM, self.scores.shape[-1])).view(
-            *self.scores.shape[:-2], leech.NUM_CODES
-        )
 
     def sample(self, uniforms: Tensor) -> Tensor:
         check_uniforms(uniforms, self.num_uniforms)
