@@ -1,14 +1,15 @@
-"""Feature extractors of the distribution metrics, through torch-fidelity.
+"""Feature extractors of the distribution metrics.
 
 `build_extractor(config)` maps uint8 images to pooled features, and class logits for the Inception
-Score. Inception and DINOv2 are torch-fidelity's and need a download or a local file;
-EfficientNet-Lite0 is registered here as "efficientnet-lite0" and needs no network. Numbers of
-different extractors, or of one extractor at different sizes, are never comparable.
+Score. Inception is torch-fidelity's and DINOv2 transformers', from a download or a local file;
+EfficientNet-Lite0 is known to torch-fidelity as "efficientnet-lite0" and needs no network. Numbers
+of different extractors, or of one extractor at different sizes, are never comparable.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,10 +17,12 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 import torch_fidelity
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torchvision.transforms.functional import normalize
 
 from common.config import config_class
 from common.features import (
@@ -53,17 +56,28 @@ class InceptionFeatures:
 
     Args:
         weights_path: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; None downloads it.
+        spatial: also extract the 2,023 spatial features of sFID.
     """
 
     kind: Literal["inception"] = "inception"
     weights_path: str | None = None
+    spatial: bool = True
 
 
 @config_class
 class DINOv2Features:
-    """DINOv2 ViT-L/14 (a torch.hub download): 1,024 features, no logits. For FD-DINOv2."""
+    """DINOv2's class token, no logits. For FD-DINOv2 (Stein et al. 2023).
+
+    Images are resized to 224 pixels, bicubic and antialiased, and normalised as ImageNet's. Whether
+    transformers' port gives the published numbers of the original code was not measured.
+
+    Args:
+        model: Hugging Face Hub id or local folder of a `Dinov2Model`. ViT-L/14, with 1,024
+            features, is that of published numbers.
+    """
 
     kind: Literal["dinov2"] = "dinov2"
+    model: str = "facebook/dinov2-large"
 
 
 ExtractorConfig = Annotated[
@@ -73,22 +87,28 @@ ExtractorConfig = Annotated[
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`pooled` `(N, D)` and `logits` `(N, K)` or None; float32 on the CPU."""
+    """`pooled` `(N, D)`, `logits` `(N, K)`, `spatial` `(N, S)` or None; float32 on the CPU."""
 
     pooled: Tensor
     logits: Tensor | None
+    spatial: Tensor | None = None
 
 
 class FeatureExtractor(nn.Module):
-    """A frozen torch-fidelity network; `identity` says which, for protocols and cache keys."""
+    """A frozen network; `identity` says which, for protocols and cache keys.
+
+    Args:
+        network: uint8 images to a tuple: pooled features, then what `outputs` names.
+        outputs: "logits" and "spatial", in the network's order.
+    """
 
     def __init__(
-        self, network: FeatureExtractorBase, identity: dict[str, Any], *, has_logits: bool
+        self, network: nn.Module, identity: dict[str, Any], outputs: Sequence[str] = ()
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.identity = identity
-        self.has_logits = has_logits
+        self.outputs = ("pooled", *outputs)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> ImageFeatures:
@@ -99,8 +119,9 @@ class FeatureExtractor(nn.Module):
             )
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, enabled=False):
-            outputs = [output.float().cpu() for output in self.network(images.to(device))]
-        return ImageFeatures(outputs[0], outputs[1] if self.has_logits else None)
+            values = [value.float().cpu() for value in self.network(images.to(device))]
+        found = dict(zip(self.outputs, values, strict=True))
+        return ImageFeatures(found["pooled"], found.get("logits"), found.get("spatial"))
 
 
 def build_extractor(
@@ -120,7 +141,8 @@ def build_extractor(
                 "weights": _file_hash(efficientnet_lite0_path()),
                 "resize": f"bilinear, antialiased, to {config.size}",
             }
-            options: dict[str, Any] = {"size": config.size}
+            network = _create(identity, size=config.size)
+            outputs: tuple[str, ...] = ("logits",)
         case InceptionFeatures():
             weights = INCEPTION_WEIGHTS
             if config.weights_path is not None:
@@ -132,24 +154,33 @@ def build_extractor(
                 "weights": weights,
                 "resize": "bilinear as TensorFlow 1, to 299",
             }
-            options = {"feature_extractor_weights_path": config.weights_path, "verbose": False}
+            path = config.weights_path
+            network = _create(identity, feature_extractor_weights_path=path, verbose=False)
+            outputs = ("logits",)
+            if config.spatial:
+                network, outputs = SpatialInception(network), ("logits", "spatial")
+                identity["layers"].append(SpatialInception.layer)
         case DINOv2Features():
+            network, outputs = DINOv2Extractor(config.model), ()
             identity = {
-                "name": "dinov2-vit-l-14",
-                "layers": ["dinov2"],
-                "weights": "torch.hub facebookresearch/dinov2",
-                "resize": "bilinear as TensorFlow 1, to 224",
+                "name": "dinov2",
+                "layers": ["class token"],
+                "weights": _folder_hash(config.model),
+                "resize": "bicubic, antialiased, to 224",
             }
-            options = {"verbose": False}
         case _:
             raise AssertionError(config)
-    network = _create(identity["name"], identity["layers"], options)
-    return FeatureExtractor(network, identity, has_logits=len(identity["layers"]) > 1).to(device)
+    return FeatureExtractor(network, identity, outputs).to(device)
 
 
-def _create(name: str, layers: list[str], options: dict[str, Any]) -> FeatureExtractorBase:
+def _create(identity: dict[str, Any], **options: Any) -> nn.Module:
+    """A network of torch-fidelity's registry."""
+    name = identity["name"]
     try:
-        return FEATURE_EXTRACTORS_REGISTRY[name](name, layers, **options)
+        network: nn.Module = FEATURE_EXTRACTORS_REGISTRY[name](
+            name, list(identity["layers"]), **options
+        )
+        return network
     except OSError as error:  # urllib's errors are OSErrors
         raise ValueError(
             f"the weights of {name} could not be downloaded ({error}); give weights_path, or use "
@@ -157,8 +188,64 @@ def _create(name: str, layers: list[str], options: dict[str, Any]) -> FeatureExt
         ) from error
 
 
-def _file_hash(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def _file_hash(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _folder_hash(model: str) -> str:
+    """The Hub id, or the hash of a local folder's settings and weights."""
+    names = ("*.json", "*.safetensors", "*.bin")
+    files = sorted(file for name in names for file in Path(model).glob(name))
+    return _file_hash(*files) if files else model
+
+
+class SpatialInception(nn.Module):
+    """Inception whose outputs end with the features of sFID (Nash et al. 2021), `(N, 17 * 17 * 7)`.
+
+    The first seven channels of the TensorFlow graph's mixed_6/conv, as in ADM's evaluation: torch-
+    fidelity's Mixed_6d.branch1x1, after its ReLU.
+    """
+
+    layer = "Mixed_6d.branch1x1[:7]"
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        kept: list[Tensor] = []
+        handle = self.network.get_submodule("Mixed_6d.branch1x1").register_forward_hook(
+            lambda module, inputs, output: kept.append(output[:, :7])
+        )
+        try:
+            outputs: tuple[Tensor, ...] = self.network(images)
+        finally:
+            handle.remove()
+        return (*outputs, rearrange(kept[0], "n c h w -> n (h w c)"))
+
+
+class DINOv2Extractor(nn.Module):
+    """uint8 images to the class token of a `Dinov2Model`, after its last normalisation."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        from transformers import Dinov2Model  # seconds, which few need
+
+        try:
+            self.model = Dinov2Model.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"extractor.model {model!r} is neither a folder nor a reachable Hub id of a "
+                f"DINOv2 model ({error})"
+            ) from error
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        resized = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True)
+        scaled = normalize(resized / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return (self.model(pixel_values=scaled).last_hidden_state[:, 0],)
 
 
 def register_extractors() -> None:

@@ -39,11 +39,12 @@ class EfficientNetLite0Perceptual:
 
 @config_class
 class LPIPSPerceptual:
-    """LPIPS v0.1 of the `lpips` package.
+    """LPIPS v0.1 of the `lpips` package, which holds the layer weights but not the networks.
 
     Args:
         network: "vgg" is the usual training loss, "alex" the usual reported number.
-        weights_path: torchvision's ImageNet file of the network; None downloads it.
+        weights_path: torchvision's ImageNet file of the network (vgg16-397923af.pth or
+            alexnet-owt-7be5be79.pth); None downloads it.
         min_size: as above; the networks need 16 (vgg) and 32 (alex) pixels.
     """
 
@@ -141,7 +142,9 @@ class LPIPSDistance(PerceptualDistance):
         try:
             import lpips
         except ImportError as error:
-            raise ValueError("perceptual.kind 'lpips' needs: pip install lpips") from error
+            raise ValueError(
+                'LPIPS needs: pip install "lambda24[perceptual]" (package lpips)'
+            ) from error
         is_local = config.weights_path is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision's old signature

@@ -76,11 +76,13 @@ class FeatureSet:
         stats: mean and covariance over all images.
         pooled: `(M, D)` features of all images, or of some spread evenly over the set.
         logits: `(N, K)`, or None for extractors without classes and for references.
+        spatial: mean and covariance of spatial features, or None for extractors without.
     """
 
     stats: FeatureStats
     pooled: Tensor
     logits: Tensor | None
+    spatial: FeatureStats | None = None
 
 
 def extract_features(batches: Iterable[Tensor], extractor: FeatureExtractor) -> FeatureSet:
@@ -90,14 +92,21 @@ def extract_features(batches: Iterable[Tensor], extractor: FeatureExtractor) -> 
 
 def collect_features(batches: Iterable[ImageFeatures]) -> FeatureSet:
     """Joins the features of batches."""
-    parts = list(batches)
-    moments = MomentAccumulator()
-    for part in parts:
+    moments, spatial = MomentAccumulator(), MomentAccumulator()
+    pooled, logits = [], []
+    for part in batches:
         moments.update(part.pooled)
-    stats = moments.stats()
-    logits = [part.logits for part in parts if part.logits is not None]
-    pooled = torch.cat([part.pooled for part in parts])
-    return FeatureSet(stats, pooled, torch.cat(logits) if logits else None)
+        pooled.append(part.pooled)
+        if part.logits is not None:
+            logits.append(part.logits)
+        if part.spatial is not None:
+            spatial.update(part.spatial)
+    return FeatureSet(
+        moments.stats(),
+        torch.cat(pooled),
+        torch.cat(logits) if logits else None,
+        spatial.stats() if spatial.count else None,
+    )
 
 
 def reference_features(
@@ -148,15 +157,19 @@ def _reference_features(
     num_kept = min(max_kept, len(source))
     is_kept = torch.zeros(len(source), dtype=torch.bool)
     is_kept[spread(len(source), num_kept)] = True
-    moments, kept, start = MomentAccumulator(), [], 0
+    moments, spatial, kept, start = MomentAccumulator(), MomentAccumulator(), [], 0
     with tqdm(total=len(source), unit="image", desc="reference features", leave=False) as bar:
         for batch in image_batches(source, batch_size):
-            pooled = extractor(batch).pooled
-            moments.update(pooled)
-            kept.append(pooled[is_kept[start : start + len(batch)]])
+            features = extractor(batch)
+            moments.update(features.pooled)
+            if features.spatial is not None:
+                spatial.update(features.spatial)
+            kept.append(features.pooled[is_kept[start : start + len(batch)]])
             start += len(batch)
             bar.update(len(batch))
-    return FeatureSet(moments.stats(), torch.cat(kept), None)
+    return FeatureSet(
+        moments.stats(), torch.cat(kept), None, spatial.stats() if spatial.count else None
+    )
 
 
 def _content_hash(source: ImageSource, extractor: FeatureExtractor, max_kept: int) -> str:
@@ -173,18 +186,24 @@ def _read_cache(path: Path) -> FeatureSet | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            names = ("mean", "covariance", "pooled", "count")
-            mean, covariance, pooled, count = (file.get_tensor(name) for name in names)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         warnings.warn(f"ignoring the unreadable cache file {path}: {error}", stacklevel=2)
         return None
-    return FeatureSet(FeatureStats(mean, covariance, int(count)), pooled, None)
+    count = int(tensors["count"])
+    stats = FeatureStats(tensors["mean"], tensors["covariance"], count)
+    spatial = None
+    if "spatial_mean" in tensors:
+        spatial = FeatureStats(tensors["spatial_mean"], tensors["spatial_covariance"], count)
+    return FeatureSet(stats, tensors["pooled"], None, spatial)
 
 
 def _write_cache(path: Path, features: FeatureSet) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}")
-    stats = features.stats
+    stats, spatial = features.stats, features.spatial
     tensors = {"mean": stats.mean, "covariance": stats.covariance, "pooled": features.pooled}
+    if spatial is not None:
+        tensors |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
     save_file(tensors | {"count": torch.tensor(stats.count)}, temporary)
     os.replace(temporary, path)

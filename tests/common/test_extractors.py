@@ -9,6 +9,7 @@ from torch import Tensor
 from common.config import from_dict
 from common.extractors import (
     EFFICIENTNET_LITE0,
+    DINOv2Features,
     EfficientNetLite0Features,
     FeatureExtractor,
     InceptionFeatures,
@@ -137,13 +138,70 @@ def test_inception_with_random_local_weights(
         source = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(source.state_dict(), path)
     extractor = build_extractor(InceptionFeatures(weights_path=str(path)))
-    features = extractor(random_images(1, 3, 32, 32))
-    assert features.pooled.shape == (1, 2048)
+    images = random_images(2, 3, 32, 32)
+    features = extractor(images)
+    assert features.pooled.shape == (2, 2048)
     assert features.logits is not None
-    assert features.logits.shape == (1, 1008)
+    assert features.logits.shape == (2, 1008)
     assert extractor.identity["weights"].startswith("sha256:")
+
+    # sFID: the first channels of the seventh mixed block, flattened with the channels last.
+    blocks: list[Tensor] = []
+    source.Mixed_6d.register_forward_hook(lambda module, inputs, output: blocks.append(output))
+    source(images)
+    assert features.spatial is not None
+    expected = blocks[0][:, :7].permute(0, 2, 3, 1).reshape(2, 2023)
+    torch.testing.assert_close(features.spatial, expected)
+    assert features.spatial.std() > 0
+    plain = build_extractor(InceptionFeatures(weights_path=str(path), spatial=False))
+    assert plain.identity["layers"] == ["2048", "logits_unbiased"]
+    assert extractor.identity["layers"] == [*plain.identity["layers"], "Mixed_6d.branch1x1[:7]"]
 
 
 def test_sizes_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="size: got 8"):
         from_dict(EfficientNetLite0Features, {"size": 8})
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14
+    )
+    folder = tmp_path_factory.mktemp("models") / "dinov2"
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def test_dinov2_from_a_local_folder_gives_its_class_token(dinov2: Path) -> None:
+    from transformers import BitImageProcessor, Dinov2Model
+
+    images = random_images(2, 3, 300, 300)
+    extractor = build_extractor(DINOv2Features(model=str(dinov2)))
+    features = extractor(images)
+    processor = BitImageProcessor(
+        size={"height": 224, "width": 224},
+        do_center_crop=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    inputs = processor(images, return_tensors="pt")["pixel_values"]
+    assert inputs.shape == (2, 3, 224, 224)
+    expected = Dinov2Model.from_pretrained(dinov2).eval()(pixel_values=inputs).pooler_output
+    # The processor rounds the resized image to whole numbers.
+    torch.testing.assert_close(features.pooled, expected, atol=0.03, rtol=0.02)
+    assert features.pooled.std() > 0.3
+    assert features.logits is None
+
+
+def test_dinov2_is_known_by_its_weights(dinov2: Path) -> None:
+    first = build_extractor(DINOv2Features(model=str(dinov2))).identity
+    weights = dinov2 / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    second = build_extractor(DINOv2Features(model=str(dinov2))).identity
+    assert first["weights"] != second["weights"]
+    with pytest.raises(ValueError, match="nowhere' is neither a folder nor a reachable Hub id"):
+        build_extractor(DINOv2Features(model=str(dinov2 / "nowhere")))

@@ -1,6 +1,9 @@
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -181,12 +184,32 @@ def test_none_builds_nothing_and_bad_configs_are_errors() -> None:
         from_dict(EfficientNetLite0Perceptual, {"num_stages": 6})
 
 
-def test_lpips_with_a_local_backbone(tmp_path: Path) -> None:
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], torch.nn.Sequential]:
+    """Random networks of torchvision without their classifiers, for the lpips package too."""
     pytest.importorskip("lpips")
-    from torchvision.models import alexnet
+    from torchvision import models
 
     torch.manual_seed(0)
-    weights = alexnet(weights=None).state_dict()
+    with torch.device("meta"):  # the classifiers are the heavy part
+        small = {
+            name: getattr(models, name)(weights=None).features for name in ("alexnet", "vgg16")
+        }
+    for layers in small.values():
+        for layer in layers.to_empty(device="cpu"):
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.reset_parameters()
+    for name, layers in small.items():
+        fake = SimpleNamespace(features=layers)
+        monkeypatch.setattr(models, name, lambda pretrained, fake=fake: deepcopy(fake))
+    return lambda name: deepcopy(small[name])
+
+
+def test_lpips_with_a_local_backbone(
+    tmp_path: Path, convolutions: Callable[[str], torch.nn.Sequential]
+) -> None:
+    layers = convolutions("alexnet")
+    weights = {f"features.{name}": v for name, v in layers.state_dict().items()}
     torch.save(weights, tmp_path / "alexnet.pth")
     config = LPIPSPerceptual(network="alex", weights_path=str(tmp_path / "alexnet.pth"))
     built = build_perceptual(config)
@@ -202,6 +225,42 @@ def test_lpips_with_a_local_backbone(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match=r"lacks 1 of its tensors, first features\.3\.weight"):
         build_perceptual(config)
+
+
+def test_lpips_is_the_packages_distance(
+    tmp_path: Path, convolutions: Callable[[str], torch.nn.Sequential]
+) -> None:
+    import lpips
+
+    layers = convolutions("vgg16")
+    torch.save({f"features.{name}": v for name, v in layers.state_dict().items()}, tmp_path / "vgg")
+    built = build_perceptual(LPIPSPerceptual(weights_path=str(tmp_path / "vgg"), min_size=None))
+    assert built is not None
+    a, b = images(2, 3, 32, 32, seed=1), images(2, 3, 32, 32, seed=2)
+    # The definition, with the package's learned weights: five stages, unit vectors, a weighted
+    # sum over channels and the mean over positions.
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    weights = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", "cpu")
+    total, maps = torch.zeros(2), [(x - shift.view(3, 1, 1)) / scale.view(3, 1, 1) for x in (a, b)]
+    stage = 0
+    for index, layer in enumerate(layers):
+        maps = [layer(x) for x in maps]
+        if index in (3, 8, 15, 22, 29):  # relu1_2 to relu5_3
+            x, y = (F.normalize(m, dim=1, eps=1e-10) for m in maps)
+            difference = (x - y).square() * weights[f"lin{stage}.model.1.weight"]
+            total = total + difference.sum(dim=1).mean(dim=(1, 2))
+            stage += 1
+    torch.testing.assert_close(built(a, b), total, rtol=1e-3, atol=1e-6)
+    own = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    own.net.load_state_dict(built.get_submodule("lpips.net").state_dict())
+    torch.testing.assert_close(built(a, b), own.eval()(a, b).flatten())
+    assert not torch.allclose(built(a, b)[0], built(a, b)[1], rtol=1e-4)
+
+
+def test_lpips_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ValueError, match=r'pip install "lambda24\[perceptual\]"'):
+        build_perceptual(LPIPSPerceptual())
 
 
 def test_lpips_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

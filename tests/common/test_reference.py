@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.distances import feature_stats
 from common.extractors import EfficientNetLite0Features, FeatureExtractor, build_extractor
-from common.metrics import feature_stats
 from common.reference import (
     SubsetImages,
     TensorImages,
@@ -151,3 +151,33 @@ def test_statistics_of_kept_features_are_not_those_of_all(
 ) -> None:
     few = reference_features(TensorImages(images), extractor, batch_size=8, max_kept=4)
     assert not torch.allclose(feature_stats(few.pooled).mean, few.stats.mean)
+
+
+class SpatialNetwork(torch.nn.Module):
+    """Corner pixels as pooled features, the first row as spatial ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images[:, :, 0, 0].float(), images[:, 0, 0].float()
+
+
+def test_spatial_statistics_are_those_of_all_images_cached_or_not(
+    images: Tensor, tmp_path: Path
+) -> None:
+    extractor = FeatureExtractor(SpatialNetwork(), {"name": "spatial"}, ("spatial",))
+    expected = feature_stats(images[:, 0, 0].float())
+    found = [
+        reference_features(
+            TensorImages(images), extractor, batch_size=8, max_kept=3, cache=tmp_path
+        )
+        for _ in range(2)
+    ]
+    for features in (*found, extract_features(images.split(7), extractor)):
+        assert features.spatial is not None
+        torch.testing.assert_close(features.spatial.mean, expected.mean)
+        torch.testing.assert_close(features.spatial.covariance, expected.covariance)
+        assert features.spatial.count == 30
+    assert found[1].pooled.shape == (3, 3)
