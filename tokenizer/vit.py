@@ -73,7 +73,7 @@ class Trunk(nn.Module):
         )
         self.norm_out = nn.LayerNorm(config.width)
         self.recomputed = (Block,) if config.checkpoint_activations else ()
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         height = tokens.shape[1]
@@ -152,6 +152,6 @@ class ViTDecoder(nn.Module):
 def _initialize(module: nn.Module) -> None:
     """ViT's usual start; the published code's is not known to us."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
