@@ -1,7 +1,8 @@
 """Labelled image datasets: a Hub name, a folder of parquet files, class folders, or "digits".
 
 Images are read lazily as bytes and decoded once (kept as uint8 when the whole transformed set is
-small) or on demand. What happens to a sample depends on its key alone; the order is `batches`'s.
+small) or on demand. What happens to a sample depends on its key alone; the order is `batches`'s, or
+`streaming`'s for data that is too large to index.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import Annotated, Literal
+from itertools import chain, islice
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from PIL import Image
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.batches import Batch, RawBatch, build_loader, hash_integers, uniform_from_keys
 from common.config import config_class
-from common.images import UnreadableImageError, from_uint8, resize_shorter_side
+from common.cut import Cut
+from common.images import UnreadableImageError, decode_rgb, from_uint8
+from common.shards import ShardedSplit, open_shards
 from common.sources import Table, open_source
+from common.streaming import StreamedImages, StreamingConfig
 
 __all__ = [
     "Batch",
@@ -33,6 +38,7 @@ __all__ = [
     "Sample",
     "build_loader",
     "load_dataset",
+    "load_training_data",
     "uniform_from_keys",
 ]
 
@@ -40,7 +46,13 @@ logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 512 * 2**20
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
-FLIP_STREAM, CROP_STREAM = -1, -2
+
+
+def _switch(value: Any) -> Any:
+    """`streaming: true` is all defaults, `false` is none."""
+    if isinstance(value, bool):
+        return StreamingConfig() if value else None
+    return value
 
 
 @config_class
@@ -61,6 +73,9 @@ class DataConfig:
         label_key: label column; None detects it.
         num_workers: processes that decode.
         max_images: use only so many images of each split, a fixed random choice.
+        streaming: read shards (parquet, webdataset .tar) in order instead of indexing them, from
+            disk or the Hub; `true` takes the defaults. Without an evaluation split the last shard
+            is held out.
     """
 
     path: str = "digits"
@@ -75,6 +90,19 @@ class DataConfig:
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     num_workers: Annotated[int, Field(ge=0)] = 0
     max_images: Annotated[int, Field(ge=1)] | None = None
+    streaming: Annotated[StreamingConfig | None, BeforeValidator(_switch)] = None
+
+    def __post_init__(self) -> None:
+        if self.streaming is not None and self.max_images is not None:
+            raise ValueError(
+                f"max_images {self.max_images} needs an index, which data.streaming does not make; "
+                "data.streaming.max_eval_images limits the evaluation"
+            )
+
+    @property
+    def cut(self) -> Cut:
+        """What training does to an image."""
+        return Cut(self.image_size, self.resize, self.crop == "random", self.flip)
 
 
 @dataclass(frozen=True)
@@ -86,12 +114,23 @@ class Sample:
     key: int
 
 
+def load_training_data(config: DataConfig) -> ImageDataset | StreamedImages:
+    """Opens the training images, streamed if the config says so; raises as `load_dataset`."""
+    if config.streaming is None:
+        return load_dataset(config, train=True)
+    return StreamedImages(_open_shards(config, config.streaming)[0], config.streaming, config.cut)
+
+
 def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
     """Opens the training or the evaluation images; both share `label_names`.
 
     Raises:
         ValueError: no such data, split or column, no images, or labels out of range.
     """
+    if config.streaming is not None:
+        if train:
+            raise ValueError("data.streaming: streamed training images have no index")
+        return _evaluation_images(config, config.streaming)
     source = open_source(config.path)
     split, held_out = config.split, None
     source.check_split("split", split)
@@ -117,6 +156,45 @@ def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
             f"which leaves none to {part} on"
         )
     return ImageDataset(table, rows, config, augment=train)
+
+
+def _open_shards(
+    config: DataConfig, streaming: StreamingConfig
+) -> tuple[ShardedSplit, ShardedSplit]:
+    return open_shards(
+        config.path,
+        split=config.split,
+        eval_splits=EVAL_SPLITS if config.eval_split is None else (config.eval_split,),
+        image_key=config.image_key,
+        label_key=config.label_key,
+        label_names=streaming.names,
+        min_shards=streaming.lanes,
+    )
+
+
+@dataclass(frozen=True)
+class _KeptTable(Table):
+    """Encoded images in memory."""
+
+    contents: list[bytes | str | None]
+
+    def image(self, row: int) -> Image.Image:
+        content = self.contents[row]
+        if content is None:
+            raise UnreadableImageError("the row is empty")
+        return decode_rgb(content)
+
+
+def _evaluation_images(config: DataConfig, streaming: StreamingConfig) -> ImageDataset:
+    """The first images of the evaluation shards, which come in a fixed random order."""
+    split = _open_shards(config, streaming)[1]
+    shards = np.random.default_rng(0).permutation(split.num_shards).tolist()
+    rows = list(islice(chain.from_iterable(map(split.rows, shards)), streaming.max_eval_images))
+    if not rows:
+        raise ValueError(f"data.path {config.path!r} has no images to evaluate on")
+    labels = np.array([row.label for row in rows], dtype=np.int64)
+    table = _KeptTable(labels, split.label_names, [row.content for row in rows])
+    return ImageDataset(table, np.arange(len(rows)), config, augment=False)
 
 
 def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
@@ -147,11 +225,10 @@ class ImageDataset(Dataset[Sample]):
         self.label_names = table.label_names
         self.labels = torch.from_numpy(table.labels[rows])  # (N,) int64
         self._table, self._rows = table, rows
-        self._flip = augment and config.flip
-        self._random_crop = augment and config.crop == "random"
+        self._cut = config.cut if augment else Cut(config.image_size, config.resize)
         self._stand_ins: dict[int, int] = {}
         shape = (len(rows), 3, config.image_size, config.image_size)
-        keep = not self._random_crop and math.prod(shape) <= CACHE_BYTES
+        keep = not self._cut.random_crop and math.prod(shape) <= CACHE_BYTES
         self._cache = torch.empty(shape, dtype=torch.uint8) if keep else None
         self._cached = torch.zeros(len(rows) if keep else 0, dtype=torch.bool)
 
@@ -189,13 +266,7 @@ class ImageDataset(Dataset[Sample]):
 
     def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
         """Augmented samples of one batch, from their keys `(B,)`; runs in the workers."""
-        corners: list[list[float]] | list[None] = [None] * len(indices)
-        if self._random_crop:
-            corners = uniform_from_keys(keys, CROP_STREAM, (2,)).tolist()
-        images = self._images(indices, corners)
-        if self._flip:
-            mirrored = uniform_from_keys(keys, FLIP_STREAM) < 0.5
-            images[mirrored] = images[mirrored].flip(-1)
+        images = self._cut.mirror(self._images(indices, self._cut.corners(keys)), keys)
         found = [self._stand_ins.get(index, index) for index in indices]
         return RawBatch(images, self.labels[found], keys, dict(self._stand_ins))
 
@@ -232,19 +303,6 @@ class ImageDataset(Dataset[Sample]):
 
     def _pixels(self, index: int, corner: Sequence[float] | None = None) -> Tensor:
         """(3, H, W) uint8; `corner` (2,) in [0, 1) places the crop, None centres it."""
-        row, size = int(self._rows[index]), self.config.image_size
-        image = self._table.image(row)
-        if self.config.resize is not None:
-            image = resize_shorter_side(image, round(self.config.resize * size))
-        if min(image.size) < size:
-            raise ValueError(
-                f"image {row} of data.path {self.config.path!r} is {image.width} x {image.height} "
-                f"pixels, smaller than image_size {size}; set data.resize to enlarge it"
-            )
-        spare_x, spare_y = image.width - size, image.height - size
-        left, top = spare_x // 2, spare_y // 2
-        if corner is not None:
-            left, top = int(corner[0] * (spare_x + 1)), int(corner[1] * (spare_y + 1))
-        if spare_x or spare_y:
-            image = image.crop((left, top, left + size, top + size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        row = int(self._rows[index])
+        name = f"image {row} of data.path {self.config.path!r}"
+        return self._cut.square(self._table.image(row), corner, name)

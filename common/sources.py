@@ -17,7 +17,7 @@ from common.images import UnreadableImageError, decode_rgb
 
 TABLE_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar", ".zip"}
 IMAGE_KEYS = ("image", "img", "picture")
-LABEL_KEYS = ("label", "labels", "fine_label", "class", "target")
+LABEL_KEYS = ("label", "labels", "fine_label", "class", "cls", "target")
 SPLIT_FOLDERS = {"train", "training", "validation", "val", "valid", "dev", "test"}
 
 
@@ -106,7 +106,7 @@ class _HuggingFace(Source):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._splits = _load(path)
+        self._splits = open_splits(path)
         self.splits = tuple(self._splits)
 
     def table(
@@ -115,8 +115,10 @@ class _HuggingFace(Source):
         import datasets
 
         rows, training = self._splits[split], self._splits[train_split]
-        image_key = self._column(rows, "image", image_key, datasets.Image, IMAGE_KEYS)
-        label_key = self._column(rows, "label", label_key, datasets.ClassLabel, LABEL_KEYS)
+        image_key = find_column(self.path, rows, "image", image_key, datasets.Image, IMAGE_KEYS)
+        label_key = find_column(
+            self.path, rows, "label", label_key, datasets.ClassLabel, LABEL_KEYS
+        )
         labels, names = self._labels(rows, training, label_key)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
         if len(wrong):
@@ -126,20 +128,6 @@ class _HuggingFace(Source):
             )
         undecoded = rows.cast_column(image_key, datasets.Image(decode=False))
         return _ArrowTable(labels, names, undecoded.data.column(image_key))
-
-    def _column(
-        self, rows: Any, what: str, key: str | None, kind: type, usual: tuple[str, ...]
-    ) -> str:
-        columns = list(rows.features)
-        typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
-        named = [name for name in usual if name in columns]
-        candidates = [key] if key is not None else typed + named
-        if not candidates or candidates[0] not in columns:
-            raise ValueError(
-                f"data.{what}_key: {self.path!r} has no {what} column"
-                f"{'' if key is None else f' {key!r}'}; its columns are: {', '.join(columns)}"
-            )
-        return str(candidates[0])
 
     def _labels(self, rows: Any, training: Any, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
         values = np.asarray(rows[key][:])
@@ -156,6 +144,26 @@ class _HuggingFace(Source):
         return _integers(values, self.path, key), tuple(str(n) for n in range(count))
 
 
+def find_column(
+    path: str, rows: Any, what: str, key: str | None, kind: type, usual: tuple[str, ...]
+) -> str:
+    """The column named `key`, or else of feature type `kind`, or else of a `usual` name.
+
+    Raises:
+        ValueError: there is none; names `what` is missing and the columns of `rows`.
+    """
+    columns = list(rows.features)
+    typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    named = [name for name in usual if name in columns]
+    candidates = [key] if key is not None else typed + named
+    if not candidates or candidates[0] not in columns:
+        raise ValueError(
+            f"data.{what}_key: {path!r} has no {what} column"
+            f"{'' if key is None else f' {key!r}'}; its columns are: {', '.join(columns)}"
+        )
+    return str(candidates[0])
+
+
 def _integers(values: np.ndarray, path: str, key: str) -> np.ndarray:
     if values.ndim != 1 or values.dtype.kind not in "iub":
         raise ValueError(
@@ -165,7 +173,12 @@ def _integers(values: np.ndarray, path: str, key: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _load(path: str) -> Any:
+def open_splits(path: str, *, streaming: bool = False) -> Any:
+    """Dataset by split name, as `datasets.load_dataset` gives it.
+
+    Raises:
+        ValueError: nothing there, nothing in it, or class folders that are to be streamed.
+    """
     import datasets
 
     folder = Path(path)
@@ -175,6 +188,11 @@ def _load(path: str) -> Any:
         if not suffixes & set(Image.registered_extensions()) | suffixes & TABLE_SUFFIXES:
             raise ValueError(f"data.path {path!r} holds no images and no tables of images")
         if not suffixes & TABLE_SUFFIXES:
+            if streaming:
+                raise ValueError(
+                    f"data.path {path!r} holds class folders; data.streaming reads shards (.parquet"
+                    " or .tar) and class folders need no streaming"
+                )
             options = {
                 "path": "imagefolder",
                 "data_files": _class_folders(folder),
@@ -183,7 +201,7 @@ def _load(path: str) -> Any:
     elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ValueError(f"data.path {path!r} is not a folder")
     try:
-        loaded = datasets.load_dataset(**options)
+        loaded = datasets.load_dataset(**options, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"data.path {path!r} cannot be opened: {error}") from error
     return loaded

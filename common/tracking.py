@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import Checkpoints
-from common.config import read_yaml_text, save_config, to_dict
+from common.config import from_dict, read_yaml_text, save_config, to_dict
 
 LOGGED_PACKAGES = ("common", "tokenizer", "generator", "sampling", "scripts")
 # A run may go on with other values of these: they change how long it runs and what it reports.
@@ -53,8 +53,10 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise ValueError(f"{self.path} has checkpoints but no {self.config_file.name}")
-        stored = flatten(read_yaml_text(self.config_file.read_text(encoding="utf-8")) or {})
-        present = flatten(to_dict(config))
+        data = read_yaml_text(self.config_file.read_text(encoding="utf-8")) or {}
+        with suppress(ValueError):  # keys that a run did not have yet are at their defaults
+            data = to_dict(from_dict(type(config), data))
+        stored, present = flatten(data), flatten(to_dict(config))
         absent = "nothing"
         differing = [
             f"{key}: the run has {stored.get(key, absent)!r}, got {present.get(key, absent)!r}"
@@ -189,7 +191,7 @@ def progress_text(scalars: Mapping[str, float], meter: Meter, step: int, memory:
     parts.append(f"{meter.images_per_second:.0f} images/s")
     parts.append(f"data wait {meter.data_wait:.0%}")
     for activity in ("evaluation", "saving"):
-        if meter.share(activity):
+        if meter.share(activity) >= 0.005:
             parts.append(f"{activity} {meter.share(activity):.0%}")
     parts.append("ETA " + ("?" if left is None else tqdm.format_interval(math.ceil(left))))
     parts.append(f"{memory / 2**30:.2f} GiB")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import load_config, to_yaml
-from common.data import load_dataset
+from common.data import load_dataset, load_training_data
 from common.loop import fit
 from generator.training import GeneratorTask, GeneratorTrainingConfig
 from sampling.preview import draw_classes
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("config", help="YAML file, see configs/generator")
     parser.add_argument("overrides", nargs="*", help="key=value; tokenizer=RUN names stage 1")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--profile", type=int, metavar="N", help="time N steps: RUN/profile.txt")
     options = parser.parse_intermixed_args(argv)
     config = load_config(GeneratorTrainingConfig, options.config, options.overrides)
     image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
@@ -39,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         return {}
     return fit(
         task,
-        load_dataset(config.data, train=True),
+        load_training_data(config.data),
         loop=config.loop,
         run=Path(config.run),
         config=config,
         seed=config.seed,
         num_workers=config.data.num_workers,
+        profile=options.profile,
     )
 
 
