@@ -183,7 +183,7 @@ class CNNEncoder(_Half):
         super().__init__(layers, config.checkpoint_activations, num_eager=1)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """Weight of the convolution that makes the latent, (latent_channels, width, 3, 3)."""
         return _weight(self[-1])
 
@@ -211,7 +211,7 @@ class CNNDecoder(_Half):
         super().__init__(layers, config.checkpoint_activations, num_eager=2)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """Weight of the convolution that makes the pixels, (3 * patch_size ** 2, width, 3, 3)."""
         return _weight(self[-2])
 
@@ -237,6 +237,6 @@ def _middle(config: CNNConfig) -> list[nn.Module]:
     return [first, SpatialAttention(width, config.groups), second]
 
 
-def _weight(layer: nn.Module) -> nn.Parameter:
+def _weight(layer: nn.Module) -> Tensor:
     assert isinstance(layer, nn.Conv2d)
     return layer.weight

@@ -115,7 +115,7 @@ class ViTEncoder(nn.Module):
         self.trunk.compile(**options)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """Weight of the linear map that makes the latent, (latent_channels, W)."""
         return self.latent.weight
 
@@ -144,7 +144,7 @@ class ViTDecoder(nn.Module):
         self.trunk.compile(**options)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """Weight of the linear map that makes the pixels, (3 * P ** 2, hidden)."""
         return self.pixels.weight
 
