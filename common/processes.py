@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -31,3 +33,11 @@ def gather(values: Tensor, count: int, accelerator: Accelerator | None) -> Tenso
     everyone = accelerator.gather(values.to(accelerator.device)).cpu()
     shares = everyone.unflatten(0, (accelerator.num_processes, -1))
     return shares.transpose(0, 1).flatten(0, 1)[:count].contiguous()
+
+
+def main_first(accelerator: Accelerator | None) -> AbstractContextManager[None]:
+    """The main process runs the block before the others, who find its results in the cache."""
+    context: AbstractContextManager[None] = (
+        nullcontext() if accelerator is None else accelerator.main_process_first()
+    )
+    return context

@@ -7,9 +7,8 @@ contenders is the quantizer and the number of latent channels it asks for.
 from __future__ import annotations
 
 import resource
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,14 @@ from torch import Tensor, nn
 
 from common.config import config_class
 from common.data import Batch, DataConfig, ImageDataset
-from common.distances import frechet_distance
-from common.extractors import build_extractor
-from common.features import build_perceptual
 from common.images import from_uint8, make_grid, to_uint8
 from common.loop import LoopConfig, Task
-from common.metrics import psnr, ssim
 from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
-from common.reference import (
-    SubsetImages,
-    collect_features,
-    default_cache,
-    image_batches,
-    reference_features,
-    spread,
-)
+from common.reference import SubsetImages, image_batches, spread
 from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
-from tokenizer.evaluation import TokenizerEvaluationConfig
+from tokenizer.code_usage import code_usage
 from tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig
+from tokenizer.meter import ReconstructionMeter, TokenizerEvaluationConfig
 from tokenizer.quantizers import Quantized, QuantizerConfig, build_quantizer, connect_processes
 
 
@@ -226,55 +215,16 @@ class ComparisonTask(Task):
         if not 2 <= count <= len(data):
             raise ValueError(f"evaluation.num_images must lie in [2, {len(data)}], got {count}")
         source = SubsetImages(data, spread(len(data), count))
-        device = self.accelerator.device
-        distance = build_perceptual(config.perceptual)
-        extractor = None if config.extractor is None else build_extractor(config.extractor, device)
-        tokens, features, scores = [], [], []
+        meter, tokens = ReconstructionMeter(config, self.accelerator.device), []
         for images in image_batches(source, config.batch_size):
             outputs, indices = self.reconstruct(images)
             tokens.append(indices)
-            row = [psnr(outputs, images), ssim(outputs, images)]
-            if distance is not None:
-                pair = [from_uint8(x).to(device) for x in (outputs, images)]
-                with torch.no_grad():
-                    row.append(distance.to(device)(*pair).double().cpu())
-            scores.append(torch.stack(row))
-            if extractor is not None:
-                features.append(extractor(outputs))
-        names = ("psnr", "ssim", "perceptual")
-        measured = dict(zip(names, torch.cat(scores, dim=1).mean(dim=1).tolist(), strict=False))
-        if extractor is not None:
-            reference = reference_features(
-                source, extractor, batch_size=config.batch_size, max_kept=1, cache=default_cache()
-            )
-            measured["rfid"] = frechet_distance(collect_features(features).stats, reference.stats)
+            meter.update(images, outputs)
+        scores = asdict(meter.report(source))
+        measured = {name: value for name, value in scores.items() if value is not None}
         indices = torch.cat(tokens)
         usage = code_usage(indices, self.autoencoder.quantizer.codebook_sizes)
         return {**measured, **asdict(usage), "num_tokens": float(indices[..., 0].numel())}
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How the codes of a set of tokens are used; see `ComparisonResult`."""
-
-    entropy_bits: float
-    usage: float
-    perplexity: float
-
-
-def code_usage(indices: Tensor, codebook_sizes: Sequence[int]) -> Usage:
-    """Entropy, fraction of codes hit and perplexity of tokens `(..., G)`."""
-    entropies, fractions = [], []
-    for g, size in enumerate(codebook_sizes):
-        _, counts = indices[..., g].unique(return_counts=True)
-        share = counts.double() / counts.sum()
-        entropies.append(float(-(share * share.log2()).sum()))
-        fractions.append(len(counts) / size)
-    return Usage(
-        entropy_bits=sum(entropies),
-        usage=statistics.mean(fractions),
-        perplexity=2 ** statistics.mean(entropies),
-    )
 
 
 def resident_peak_mib() -> float:

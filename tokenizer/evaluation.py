@@ -1,62 +1,50 @@
-"""What a tokenizer's reconstructions are worth: PSNR, SSIM, perceptual distance, rFID, code usage.
+"""What a tokenizer's reconstructions are worth: distances to the images, code usage, rates.
 
-Images and reconstructions are compared as uint8, rounded half up; PSNR and SSIM are means over
-images; rFID compares the reconstructions with the very images that were encoded.
+Images and reconstructions are compared as uint8, rounded half up; PSNR, SSIM, MS-SSIM and LPIPS are
+means over images; rFID compares the reconstructions with the very images that were encoded.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from accelerate import Accelerator
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from common.config import config_class, to_dict
 from common.data import DataConfig
-from common.distances import frechet_distance
-from common.extractors import (
-    ExtractorConfig,
-    ImageFeatures,
-    InceptionFeatures,
-    build_extractor,
-)
-from common.features import PerceptualConfig, PerceptualNone, build_perceptual
-from common.images import from_uint8, to_uint8
-from common.metrics import library_versions, psnr, save_metrics, ssim
+from common.images import from_uint8, make_grid, to_uint8
+from common.metrics import MS_SSIM_SIDE, library_versions, psnr, save_metrics
+from common.processes import gather, share
 from common.reference import (
     ImageSource,
     SubsetImages,
-    collect_features,
-    default_cache,
+    TensorImages,
     image_batches,
-    reference_features,
     spread,
 )
+from tokenizer.code_usage import code_usage
+from tokenizer.meter import DEFINITIONS, ReconstructionMeter, TokenizerEvaluationConfig
 from tokenizer.model import ImageTokenizer
 from tokenizer.tokens import TokenPyramid
 
-
-@config_class
-class TokenizerEvaluationConfig:
-    """How reconstructions are measured.
-
-    Args:
-        extractor: network of rFID; None skips it.
-        perceptual: reported perceptual distance.
-        num_images: images spread evenly over the data set; None takes all.
-    """
-
-    extractor: ExtractorConfig | None = InceptionFeatures()
-    perceptual: PerceptualConfig = PerceptualNone()
-    num_images: Annotated[int, Field(ge=2)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 64
+__all__ = [
+    "ScaleReport",
+    "TokenizerEvaluation",
+    "TokenizerEvaluationConfig",
+    "TokenizerEvaluationRun",
+    "evaluate_tokenizer",
+    "prefix_pictures",
+    "scale_report",
+]
 
 
 @config_class
@@ -65,13 +53,17 @@ class TokenizerEvaluationRun:
 
     Args:
         split: which part of the data is reconstructed.
+        num_pictures: images whose prefixes (1 scale, 2 scales, ..., all) are drawn next to the
+            result; 0 for none.
+        device: None takes accelerate's.
         out: result file; None writes `reconstruction.json` next to the model.
     """
 
     data: DataConfig
     split: Literal["train", "eval"] = "eval"
     evaluation: TokenizerEvaluationConfig = TokenizerEvaluationConfig()
-    device: str = "cpu"
+    num_pictures: Annotated[int, Field(ge=0)] = 8
+    device: str | None = None
     out: str | None = None
 
 
@@ -97,6 +89,8 @@ class TokenizerEvaluation:
 
     psnr: float
     ssim: float
+    ms_ssim: float | None
+    lpips: float | None
     perceptual: float | None
     rfid: float | None
     codebook_usage: float
@@ -113,11 +107,56 @@ class TokenizerEvaluation:
         """Writes JSON, atomically."""
         save_metrics(self.to_dict(), path)
 
+    def markdown(self, name: str) -> str:
+        """A table of one row, and one with a row a scale."""
+        cells = {
+            "tokenizer": name,
+            "PSNR": f"{self.psnr:.2f}",
+            "SSIM": f"{self.ssim:.4f}",
+            "MS-SSIM": _cell(self.ms_ssim, ".4f"),
+            "LPIPS": _cell(self.lpips, ".4f"),
+            "perceptual": _cell(self.perceptual, ".4f"),
+            "rFID": _cell(self.rfid, ".2f"),
+            "bits per pixel": f"{self.bits_per_pixel:.3f}",
+            "bits": f"{self.bits_per_image:.0f}",
+            "entropy bits": f"{self.entropy_bits_per_image:.0f}",
+            "usage": f"{self.codebook_usage:.1%}",
+            "images": str(self.protocol["num_images"]),
+        }
+        scales = [
+            (
+                f"{scale.side} x {scale.side}",
+                f"{scale.num_tokens:,}",
+                f"{scale.codes_used:,}",
+                f"{scale.usage:.1%}",
+                f"{scale.entropy_bits:.2f}",
+                f"{scale.prefix_psnr:.2f}",
+            )
+            for scale in self.scales
+        ]
+        names = ("scale", "tokens", "codes used", "usage", "entropy bits", "PSNR up to here")
+        return "\n\n".join((_table(tuple(cells), [tuple(cells.values())]), _table(names, scales)))
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (names, ["---"] * len(names), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
 
 def evaluate_tokenizer(
-    image_tokenizer: ImageTokenizer, dataset: ImageSource, config: TokenizerEvaluationConfig
+    image_tokenizer: ImageTokenizer,
+    dataset: ImageSource,
+    config: TokenizerEvaluationConfig,
+    accelerator: Accelerator | None = None,
 ) -> TokenizerEvaluation:
     """Encodes and decodes images of a data set and measures what comes back.
+
+    Args:
+        accelerator: shares the images among its processes; all get the result.
 
     Raises:
         ValueError: fewer images than asked for, images below 11 pixels, missing extractor weights.
@@ -128,47 +167,86 @@ def evaluate_tokenizer(
         raise ValueError(
             f"num_images must lie in [2, {len(dataset)}], the size of the data set, got {count}"
         )
-    device = image_tokenizer.device
     source = SubsetImages(dataset, spread(len(dataset), count))
-    extractor = None if config.extractor is None else build_extractor(config.extractor, device)
-    totals = _Totals(config, device)
+    meter = ReconstructionMeter(config, image_tokenizer.device, accelerator)
+    mine = SubsetImages(source, share(count, accelerator).tolist())
+    tokens, prefix_psnr = [], []
     was_training = image_tokenizer.training
     image_tokenizer.eval()
     try:
-        features: list[ImageFeatures] = []
-        for batch in _reconstruct(image_tokenizer, source, config.batch_size):
-            totals.update(batch)
-            if extractor is not None:
-                features.append(extractor(batch.prefixes[-1]))
+        for batch in _reconstruct(image_tokenizer, mine, config.batch_size):
+            meter.update(batch.images, batch.prefixes[-1])
+            tokens.append(batch.tokens.indices)
+            prefix_psnr.append(torch.stack([psnr(p, batch.images) for p in batch.prefixes], dim=1))
     finally:
         image_tokenizer.train(was_training)
-    rfid = None
-    if extractor is not None:
-        originals = reference_features(
-            source, extractor, batch_size=config.batch_size, max_kept=1, cache=default_cache()
-        )
-        rfid = frechet_distance(collect_features(features).stats, originals.stats)
+    scores = meter.report(source)
+    spec = image_tokenizer.spec
+    pyramid = TokenPyramid(gather(torch.cat(tokens), count, accelerator), spec)
+    means = gather(torch.cat(prefix_psnr), count, accelerator).mean(dim=0).tolist()
+    scales = tuple(scale_report(pyramid, k, prefix_psnr=means[k]) for k in range(spec.num_scales))
+    lengths = spec.scale_lengths
+    return TokenizerEvaluation(
+        **asdict(scores),
+        codebook_usage=code_usage(pyramid.indices, spec.codebook_sizes).usage,
+        bits_per_image=spec.bits_per_image,
+        bits_per_pixel=spec.bits_per_image / image_tokenizer.config.image_size**2,
+        entropy_bits_per_image=sum(
+            scale.entropy_bits * length for scale, length in zip(scales, lengths, strict=True)
+        ),
+        scales=scales,
+        protocol=_protocol(config, count, len(dataset), meter, image_tokenizer, started),
+    )
+
+
+def _protocol(
+    config: TokenizerEvaluationConfig,
+    count: int,
+    num_available: int,
+    meter: ReconstructionMeter,
+    image_tokenizer: ImageTokenizer,
+    started: float,
+) -> dict[str, Any]:
     protocol = {
         "num_images": count,
-        "num_available": len(dataset),
+        "num_available": num_available,
         "config": to_dict(config),
-        "extractor": None if extractor is None else extractor.identity,
-        "psnr": "per image on uint8 rounded half up, mean over images",
-        "ssim": "RGB, 11x11 Gaussian window of sigma 1.5, uint8, mean over images",
-        "rfid_reference": "the images that were encoded",
+        "extractor": None if meter.extractor is None else meter.extractor.identity,
+        "definitions": DEFINITIONS
+        | {
+            "bits": "tokens times log2 of the codebook sizes, no entropy coding",
+            "entropy_bits": "plug-in estimate from the tokens of one scale, times their number",
+            "usage": "share of the codes that occur among all tokens of these images",
+            "prefix_psnr": "PSNR decoded from the scales so far",
+        },
         "versions": library_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    if extractor is not None and count <= _width(features):
+    width, size = meter.feature_width, image_tokenizer.config.image_size
+    if width is not None and count <= width:
         protocol["warning"] = (
-            f"{count} images for {_width(features)} features: covariances lack full rank, the "
+            f"{count} images for {width} features: covariances lack full rank, the "
             "distance is biased upwards and only comparable at equal counts"
         )
-    return totals.report(image_tokenizer, count, rfid, protocol)
+    if config.ms_ssim and size < MS_SSIM_SIDE:
+        protocol["ms_ssim_missing"] = (
+            f"five scales need {MS_SSIM_SIDE} pixels, images have {size}; fewer scales or a "
+            "smaller window would be another metric"
+        )
+    return protocol
 
 
-def _width(features: list[ImageFeatures]) -> int:
-    return features[0].pooled.shape[1]
+@torch.no_grad()
+def prefix_pictures(
+    image_tokenizer: ImageTokenizer, dataset: ImageSource, count: int
+) -> Image.Image:
+    """A grid: `count` images, below them what 1 scale, 2 scales, ..., all scales decode to."""
+    images = dataset.images_uint8(spread(len(dataset), min(count, len(dataset))))
+    (batch,) = _reconstruct(image_tokenizer, TensorImages(images), len(images))
+    rows = [images, *batch.prefixes]
+    last = len(batch.prefixes)
+    names = [f"{k} scale{'s' if k > 1 else ''}" for k in range(1, last)]
+    return make_grid(torch.cat(rows), ["original", *names, f"all {last}"], columns=len(images))
 
 
 @dataclass(frozen=True)
@@ -191,79 +269,15 @@ def _reconstruct(
             bar.update(len(images))
 
 
-class _Totals:
-    """Sums over batches."""
-
-    def __init__(self, config: TokenizerEvaluationConfig, device: torch.device) -> None:
-        self.device = device
-        network = build_perceptual(config.perceptual)
-        self.distance = None if network is None else network.to(device)
-        self.tokens: list[TokenPyramid] = []
-        self.psnr: list[Tensor] = []  # (B, K), K scales
-        self.ssim: list[Tensor] = []
-        self.perceptual: list[Tensor] = []
-
-    @torch.no_grad()
-    def update(self, batch: _Batch) -> None:
-        final = batch.prefixes[-1]
-        self.tokens.append(batch.tokens)
-        self.psnr.append(torch.stack([psnr(p, batch.images) for p in batch.prefixes], dim=1))
-        self.ssim.append(ssim(final, batch.images))
-        if self.distance is not None:
-            pair = (from_uint8(image).to(self.device) for image in (final, batch.images))
-            self.perceptual.append(self.distance(*pair).double().cpu())
-
-    def report(
-        self,
-        image_tokenizer: ImageTokenizer,
-        count: int,
-        rfid: float | None,
-        protocol: dict[str, Any],
-    ) -> TokenizerEvaluation:
-        spec = image_tokenizer.spec
-        tokens = TokenPyramid(torch.cat([t.indices for t in self.tokens]), spec)
-        prefix_psnr = torch.cat(self.psnr).mean(dim=0).tolist()
-        scales = tuple(
-            scale_report(tokens, k, prefix_psnr=prefix_psnr[k]) for k in range(spec.num_scales)
-        )
-        pixels = image_tokenizer.config.image_size**2
-        entropy = sum(
-            scale.entropy_bits * length
-            for scale, length in zip(scales, spec.scale_lengths, strict=True)
-        )
-        return TokenizerEvaluation(
-            psnr=prefix_psnr[-1],
-            ssim=float(torch.cat(self.ssim).mean()),
-            perceptual=float(torch.cat(self.perceptual).mean()) if self.perceptual else None,
-            rfid=rfid,
-            codebook_usage=_num_used(tokens.indices) / sum(spec.codebook_sizes),
-            bits_per_image=spec.bits_per_image,
-            bits_per_pixel=spec.bits_per_image / pixels,
-            entropy_bits_per_image=entropy,
-            scales=scales,
-            protocol=protocol,
-        )
-
-
 def scale_report(tokens: TokenPyramid, scale: int, *, prefix_psnr: float) -> ScaleReport:
     """Usage of the codebooks at one scale."""
     indices = tokens.scale(scale)  # (N, n_k, G)
-    entropy = 0.0
-    for codebook in range(tokens.spec.num_codebooks):
-        _, counts = indices[..., codebook].unique(return_counts=True)
-        share = counts.double() / counts.sum()
-        entropy -= float((share * share.log()).sum()) / math.log(2)
-    used = _num_used(indices)
+    found = code_usage(indices, tokens.spec.codebook_sizes)
     return ScaleReport(
         side=tokens.spec.scales[scale],
         num_tokens=indices[..., 0].numel(),
-        codes_used=used,
-        usage=used / sum(tokens.spec.codebook_sizes),
-        entropy_bits=entropy,
+        codes_used=found.codes_used,
+        usage=found.usage,
+        entropy_bits=found.entropy_bits,
         prefix_psnr=prefix_psnr,
     )
-
-
-def _num_used(indices: Tensor) -> int:
-    """Distinct codes of `(N, n, G)` tokens, summed over codebooks."""
-    return sum(len(indices[..., g].unique()) for g in range(indices.shape[-1]))

@@ -4,14 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from common.config import from_dict
 from tokenizer.comparison import ComparisonResult, run_contender
 from tokenizer.comparison_report import dot_plot, table
-from tokenizer.comparison_task import ComparisonConfig, code_usage
+from tokenizer.comparison_task import ComparisonConfig
 
 
 def config(run: Path, **changes: Any) -> ComparisonConfig:
@@ -52,21 +50,6 @@ def result(name: str, seed: int, **values: float) -> ComparisonResult:
         if field.default is dataclasses.MISSING
     }
     return ComparisonResult(**{**zeros, **values, "name": name, "group": "all", "seed": seed})
-
-
-def test_usage_equals_numpy() -> None:
-    indices = torch.randint(0, 20, (300, 2)) * torch.tensor([1, 3])
-    usage = code_usage(indices, (64, 64))
-    entropies = []
-    for column in indices.numpy().T:
-        counts = np.bincount(column)
-        share = counts[counts > 0] / len(column)
-        entropies.append(-(share * np.log2(share)).sum())
-    assert usage.entropy_bits == pytest.approx(sum(entropies))
-    assert usage.perplexity == pytest.approx(2 ** np.mean(entropies))
-    assert usage.usage == pytest.approx(
-        np.mean([len(np.unique(c)) / 64 for c in indices.numpy().T])
-    )
 
 
 @pytest.mark.parametrize("number", [0, 1])

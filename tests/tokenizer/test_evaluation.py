@@ -1,18 +1,25 @@
 import json
 import math
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from common.extractors import EfficientNetLite0Features
-from common.features import EfficientNetLite0Perceptual
-from common.images import from_uint8, to_uint8
+from common.features import EfficientNetLite0Perceptual, LPIPSPerceptual
+from common.images import GUTTER, from_uint8, to_uint8
 from common.metrics import psnr, ssim
 from common.reference import TensorImages
 from tokenizer.cnn import CNNConfig
-from tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer, scale_report
+from tokenizer.evaluation import (
+    TokenizerEvaluationConfig,
+    evaluate_tokenizer,
+    prefix_pictures,
+    scale_report,
+)
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.multiscale import PyramidConfig
 from tokenizer.quantizers import build_quantizer
@@ -161,3 +168,60 @@ def test_several_codebooks_evaluate_too(images: Tensor) -> None:
     assert result.bits_per_image == pytest.approx(17 * 8)
     assert 0 < result.codebook_usage <= 1
     assert all(scale.entropy_bits <= 8 + 1e-9 for scale in result.scales)
+
+
+def test_markdown_has_the_row_and_every_scale(
+    image_tokenizer: ImageTokenizer, images: Tensor
+) -> None:
+    config = TokenizerEvaluationConfig(extractor=None)
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    first, second = result.markdown("ours").split("\n\n")
+    header, rule, row = first.splitlines()
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith(f"| ours | {result.psnr:.2f} | {result.ssim:.4f} | - | - | - | - |")
+    assert row.endswith("| 20 |")
+    assert [line.split(" | ")[0] for line in second.splitlines()[2:]] == [
+        "| 1 x 1",
+        "| 2 x 2",
+        "| 4 x 4",
+    ]
+
+
+def test_small_images_have_no_ms_ssim_and_the_result_says_why(
+    image_tokenizer: ImageTokenizer, images: Tensor
+) -> None:
+    config = TokenizerEvaluationConfig(extractor=None, ms_ssim=True)
+    result = evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+    assert result.ms_ssim is None
+    assert "need 161 pixels, images have 16" in result.protocol["ms_ssim_missing"]
+
+
+def test_a_missing_package_is_an_error_before_any_work(
+    image_tokenizer: ImageTokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_tokenizer, "encode", None)
+    for name, config in {
+        "pytorch_msssim": TokenizerEvaluationConfig(extractor=None, ms_ssim=True),
+        "lpips": TokenizerEvaluationConfig(extractor=None, lpips=LPIPSPerceptual()),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ValueError, match=r"pip install .*perceptual"):
+            evaluate_tokenizer(image_tokenizer, TensorImages(images), config)
+
+
+def test_prefix_pictures_show_originals_and_every_prefix(
+    image_tokenizer: ImageTokenizer, images: Tensor
+) -> None:
+    image_tokenizer.eval()
+    picture = np.asarray(prefix_pictures(image_tokenizer, TensorImages(images), 4))
+    cell = 64 + GUTTER
+    left = picture.shape[1] - 4 * cell - GUTTER
+    assert left > 0  # the names of the rows
+    assert picture.shape[0] == 4 * cell + GUTTER
+    chosen = images[[0, 5, 10, 15]]
+    prefixes = image_tokenizer.decode_prefixes(image_tokenizer.encode(from_uint8(chosen)))
+    for row, expected in enumerate([chosen, *(to_uint8(prefix) for prefix in prefixes)]):
+        for column in range(4):
+            top, start = GUTTER + row * cell, left + GUTTER + column * cell
+            shown = picture[top : top + 64 : 4, start : start + 64 : 4]
+            np.testing.assert_array_equal(shown, expected[column].permute(1, 2, 0).numpy())
