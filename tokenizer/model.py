@@ -12,7 +12,12 @@ from common.checkpoint import PretrainedModel
 from common.config import config_class, from_dict, to_dict
 from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
 from tokenizer.cnn import CNNConfig
-from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, PyramidState
+from tokenizer.multiscale import (
+    MultiScaleQuantizer,
+    PyramidConfig,
+    PyramidState,
+    Replacement,
+)
 from tokenizer.quantizers import LeechConfig, QuantizerConfig, build_quantizer
 from tokenizer.tokens import TokenPyramid, TokenSpec
 
@@ -109,14 +114,17 @@ class ImageTokenizer(PretrainedModel):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> TokenPyramid:
+    def encode(self, images: Tensor, replace: Replacement | None = None) -> TokenPyramid:
         """Tokens of images (B, 3, H, W) in [-1, 1].
+
+        Args:
+            replace: see `MultiScaleQuantizer.encode`.
 
         Raises:
             ValueError: images of another size.
         """
         self._check(images)
-        return self.pyramid.encode(self.encoder(images))
+        return self.pyramid.encode(self.encoder(images), replace)
 
     @torch.no_grad()
     def decode(self, tokens: TokenPyramid) -> Tensor:

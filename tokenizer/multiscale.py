@@ -9,7 +9,7 @@ Shapes: B batch, C code channels, S latent side, n_k = scales[k]^2, G codebooks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,6 +28,8 @@ from tokenizer.tokens import TokenPyramid, TokenSpec
 from tokenizer.usage import batch_usage, usage
 
 __all__ = ["MultiScaleQuantizer", "PyramidConfig", "PyramidQuantized", "PyramidState", "usage"]
+
+Replacement = Callable[[int, Tensor], Tensor]
 
 
 @config_class
@@ -185,8 +187,13 @@ class MultiScaleQuantizer(nn.Module):
         return fit + self.config.commitment_weight * F.mse_loss(f_hat.detach(), target)
 
     @torch.no_grad()
-    def encode(self, latent: Tensor) -> TokenPyramid:
-        """Tokens of an encoder's output `(B, C, S, S)`; changes no state."""
+    def encode(self, latent: Tensor, replace: Replacement | None = None) -> TokenPyramid:
+        """Tokens of an encoder's output `(B, C, S, S)`; changes no state.
+
+        Args:
+            replace: given a scale and its tokens `(B, n_k, G)`, returns those to go on with: later
+                scales quantize what they leave, and they are what is returned.
+        """
         self._check(latent)
         with torch.autocast(latent.device.type, enabled=False):
             target = self.normalize(latent)
@@ -194,7 +201,8 @@ class MultiScaleQuantizer(nn.Module):
             scales = []
             for k, side in enumerate(self.config.scales):
                 residual = resample(target - state.latent, side, self.config.down)
-                scales.append(self.leaf.encode(_to_tokens(residual) / self.gain(k)))
+                found = self.leaf.encode(_to_tokens(residual) / self.gain(k))
+                scales.append(found if replace is None else replace(k, found))
                 state = self.accumulate(state, scales[-1])
         return TokenPyramid.from_scales(scales, self.spec)
 
