@@ -6,13 +6,10 @@ folder is a pipeline folder: `scripts/sample.py RUN` and `Pipeline.from_pretrain
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from common.config import load_config, to_yaml
-from common.data import load_dataset, load_training_data
-from common.loop import fit
+from common.data import ImageDataset, load_dataset
+from common.program import training_program
 from generator.training import GeneratorTask, GeneratorTrainingConfig
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
@@ -20,33 +17,21 @@ from tokenizer import ImageTokenizer
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Runs stage 2 and returns the last evaluation's scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    return training_program(
+        GeneratorTrainingConfig,
+        build_task,
+        argv,
+        plan=lambda config: build_task(config, load_dataset(config.data, train=False)).describe(),
+        description=__doc__,
+        overrides_help="key=value; tokenizer=RUN names stage 1",
     )
-    parser.add_argument("config", help="YAML file, see configs/generator")
-    parser.add_argument("overrides", nargs="*", help="key=value; tokenizer=RUN names stage 1")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--profile", type=int, metavar="N", help="time N steps: RUN/profile.txt")
-    options = parser.parse_intermixed_args(argv)
-    config = load_config(GeneratorTrainingConfig, options.config, options.overrides)
+
+
+def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> GeneratorTask:
+    """The task of a run, with sample grids."""
     image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
-    eval_data = load_dataset(config.data, train=False)
-    task = GeneratorTask(
+    return GeneratorTask(
         config, image_tokenizer, eval_data, draw=lambda model: draw_classes(model, image_tokenizer)
-    )
-    if options.dry_run:
-        print(to_yaml(config))
-        print(task.describe())
-        return {}
-    return fit(
-        task,
-        load_training_data(config.data),
-        loop=config.loop,
-        run=Path(config.run),
-        config=config,
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        profile=options.profile,
     )
 
 

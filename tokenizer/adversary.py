@@ -61,7 +61,6 @@ class AdversaryConfig:
         adaptive: multiplies `weight` by the ratio of the gradients of the reconstruction loss and
             of the adversarial loss at the decoder's last weight (`adaptive_weight`), for each
             micro-batch over all processes.
-        max_adaptive_weight: largest ratio.
         start_step: first step of both the discriminator and the adversarial loss. The
             discriminator's learning rate schedule starts there too.
     """
@@ -71,7 +70,6 @@ class AdversaryConfig:
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0)
     weight: Annotated[float, Field(gt=0)] = 0.1
     adaptive: bool = False
-    max_adaptive_weight: Annotated[float, Field(gt=0)] = 1e4
     start_step: Annotated[int, Field(ge=0)] = 0
     augment: DiffAugmentConfig | None = None
 

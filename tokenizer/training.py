@@ -1,4 +1,8 @@
-"""Stage 1: trains an `ImageTokenizer`. The algorithm only; `common.loop.fit` owns the loop."""
+"""Stage 1: trains an `ImageTokenizer`. The algorithm only; `common.loop.fit` owns the loop.
+
+A step is the tokenizer's pass (reconstruction, prefixes, alignment, adversary) and its optimizer,
+then, once the adversary has started, the discriminator's pass over the same images.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.config import config_class
 from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
@@ -18,14 +23,17 @@ from common.images import from_uint8, make_grid, to_uint8
 from common.loop import LoopConfig, Task
 from common.metrics import psnr
 from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
+from tokenizer.adaptive import adaptive_weight
+from tokenizer.adversary import Adversary, AdversaryConfig
+from tokenizer.alignment import AlignmentConfig, VFAlignment
 from tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig
 from tokenizer.model import ImageTokenizer, Reconstruction, TokenizerConfig
-from tokenizer.multiscale import usage
 from tokenizer.quantizers import connect_processes
 from tokenizer.tokens import TokenPyramid
+from tokenizer.usage import UsageWindow, usage
 
-SCALE_DROPOUT_STREAM = 100
-"""Names the random stream of scale dropout among a sample's streams (`uniform_from_keys`)."""
+SCALE_DROPOUT_STREAM, PREFIX_STREAM = 100, 105
+"""Names random streams among a sample's streams (`uniform_from_keys`)."""
 
 
 @config_class
@@ -35,6 +43,11 @@ class TokenizerTrainingConfig:
     Args:
         scale_dropout: share of training images that are decoded from their first 1 to S - 1 scales
             only, which makes coarse scales carry what a generator must decide first.
+        prefix_weight: of the reconstruction loss of each image decoded from its first 1 to S - 1
+            scales, beside the whole one. Decodes twice.
+        alignment: None trains without a vision foundation model.
+        adversary: None trains without a discriminator.
+        compile: encoder and decoder with `torch.compile`.
     """
 
     run: str
@@ -44,6 +57,10 @@ class TokenizerTrainingConfig:
     loop: LoopConfig
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
     scale_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    prefix_weight: Annotated[float, Field(ge=0)] = 0.0
+    alignment: AlignmentConfig | None = None
+    adversary: AdversaryConfig | None = None
+    compile: bool = False
     ema_decay: float = 0.999
     num_eval_images: int = 512
     seed: int = 0
@@ -54,6 +71,34 @@ class TokenizerTrainingConfig:
                 f"data.image_size {self.data.image_size} must equal model.image_size "
                 f"{self.model.image_size}"
             )
+        num_scales = len(self.model.pyramid.scales)
+        if num_scales == 1 and max(self.prefix_weight, self.scale_dropout) > 0:
+            raise ValueError(
+                "one scale has no prefixes: prefix_weight and scale_dropout must be 0, got "
+                f"{self.prefix_weight} and {self.scale_dropout}"
+            )
+
+    @property
+    def has_adaptive_weight(self) -> bool:
+        """Whether a step differentiates losses with respect to single weights."""
+        parts = (self.alignment, self.adversary)
+        return any(part is not None and part.adaptive for part in parts)
+
+
+class AlignedTokenizer(nn.Module):
+    """Tokenizer and alignment in one forward pass, so that DDP sees every trained parameter."""
+
+    def __init__(self, image_tokenizer: ImageTokenizer, alignment: VFAlignment | None) -> None:
+        super().__init__()
+        self.tokenizer = image_tokenizer
+        self.alignment = alignment
+
+    def forward(
+        self, images: Tensor, num_kept: Tensor | None, prefix: Tensor | None
+    ) -> tuple[Reconstruction, dict[str, Tensor]]:
+        """See `ImageTokenizer.forward`; and the unweighted terms of the alignment, if any."""
+        output: Reconstruction = self.tokenizer(images, num_kept, prefix)
+        return output, {} if self.alignment is None else self.alignment(output.latent, images)
 
 
 class TokenizerTask(Task):
@@ -69,52 +114,154 @@ class TokenizerTask(Task):
         self.eval_data = eval_data
         torch.manual_seed(config.seed)
         self.image_tokenizer = ImageTokenizer(config.model)
-        self.modules = {"tokenizer": self.image_tokenizer}
+        self.alignment: VFAlignment | None = None
+        self.adversary: Adversary | None = None
+        if config.alignment is not None:
+            self.alignment = VFAlignment(config.alignment, self.image_tokenizer.spec.code_dim)
+        if config.adversary is not None:
+            self.adversary = Adversary(config.adversary, config.model.image_size)
         self.loss = ReconstructionLoss(config.loss)
         self.ema = EMA(self.image_tokenizer, config.ema_decay)
-        self.optimizer = build_optimizer(self.image_tokenizer, config.optimizer)
+        self.window = UsageWindow(self.image_tokenizer.spec)
+        self.model: nn.Module = AlignedTokenizer(self.image_tokenizer, self.alignment)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, config.optimizer)
+        self.modules = {"tokenizer": self.image_tokenizer}
+        if self.alignment is not None:
+            self.modules["alignment"] = self.alignment
+        if self.adversary is not None:
+            self.modules["discriminator"] = self.adversary.discriminator
 
     def prepare(self, accelerator: Accelerator) -> None:
+        """Wraps modules and optimizers.
+
+        Raises:
+            ValueError: sharded parameters with an adversary or an adaptive weight, or micro-batches
+                that cut the discriminator's groups of samples.
+        """
         self.accelerator = accelerator
+        self._check_processes()
         self.loss.to(accelerator.device)
         self.ema.average.to(accelerator.device)
         connect_processes(self.image_tokenizer)
-        self.model, self.optimizer = accelerator.prepare(self.image_tokenizer, self.optimizer)
+        if self.config.compile:
+            self.image_tokenizer.encoder.compile()
+            self.image_tokenizer.decoder.compile()
+        self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
+        if self.adversary is not None:
+            self.adversary.prepare(accelerator)
 
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         steps = self.config.loop.steps
         leaf = self.image_tokenizer.pyramid.leaf
         leaf.schedule(step, steps)
+        reconstructions: list[Tensor] = []
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            images, scalars = self._losses(batch, step)
+            reconstructions.append(images)
+            return scalars
+
         scalars = gradient_step(
             self.accelerator,
             self.model,
             self.optimizer,
             self.config.optimizer,
             batches,
-            self._losses,
+            losses,
             step=step,
             total_steps=steps,
         )
         leaf.after_step()
         self.ema.update(step)
+        if self.adversary is not None and self.adversary.is_active(step):
+            scalars |= self.adversary.train_step(batches, reconstructions, step, steps)
+        if (step + 1) % self.config.loop.log_every == 0:
+            scalars |= self.window.report(leaf.reduce_mean)
         return scalars
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Detached reconstructions (B, 3, H, W) and the scalars of the tokenizer's pass."""
         with self.accelerator.autocast():
-            output: Reconstruction = self.model(batch.images, self._num_kept(batch))
+            output: Reconstruction
+            output, aligned = self.model(batch.images, self._num_kept(batch), self._prefix(batch))
+        self.window.add(output.tokens)
         reconstruction = self.loss(output.images, batch.images)
         total = reconstruction.total + output.quantizer_loss
-        parts = {"loss": total, "quantizer": output.quantizer_loss}
-        return {**parts, **reconstruction.terms, **output.stats}
+        scalars = {"quantizer": output.quantizer_loss, **reconstruction.terms, **output.stats}
+        if output.prefix_images is not None:
+            scalars["prefix"] = self.loss(output.prefix_images, batch.images).total
+            total = total + self.config.prefix_weight * scalars["prefix"]
+        if self.config.alignment is not None:
+            vf_loss = torch.stack(list(aligned.values())).sum()
+            vf_weight = self._weight(
+                self.config.alignment,
+                reconstruction.total,
+                vf_loss,
+                self.image_tokenizer.encoder.last_weight,
+            )
+            total = total + vf_weight * vf_loss
+            scalars |= {**aligned, "vf_weight": vf_weight}
+        if self.adversary is not None and self.adversary.is_active(step):
+            g_loss = self.adversary.generator_loss(batch, output.images)
+            g_weight = self._weight(
+                self.adversary.config,
+                reconstruction.total,
+                g_loss,
+                self.image_tokenizer.decoder.last_weight,
+            )
+            total = total + g_weight * g_loss
+            scalars |= {"g_loss": g_loss, "g_weight": g_weight}
+        return output.images.detach(), {"loss": total, **scalars}
+
+    def _weight(
+        self,
+        config: AlignmentConfig | AdversaryConfig,
+        reference: Tensor,
+        other: Tensor,
+        parameter: nn.Parameter,
+    ) -> Tensor:
+        """The weight of `other`, relative to the gradients at `parameter` where it is adaptive."""
+        weight = torch.tensor(config.weight, device=other.device)
+        if not config.adaptive:
+            return weight
+        reduce_mean = self.image_tokenizer.pyramid.leaf.reduce_mean
+        return weight * adaptive_weight(reference, other, parameter, reduce_mean=reduce_mean)
 
     def _num_kept(self, batch: Batch) -> Tensor | None:
         """Scale dropout: all S scales, or, with its probability, 1 to S - 1 of them."""
-        count = self.image_tokenizer.spec.num_scales
-        if not self.config.scale_dropout or count == 1:
+        if not self.config.scale_dropout:
             return None
+        count = self.image_tokenizer.spec.num_scales
         draws = uniform_from_keys(batch.keys, SCALE_DROPOUT_STREAM, (2,))  # (B, 2)
         fewer = 1 + (draws[:, 1] * (count - 1)).long()
         return torch.where(draws[:, 0] < self.config.scale_dropout, fewer, count)
+
+    def _prefix(self, batch: Batch) -> Tensor | None:
+        """1 to S - 1 scales for each image's second decode."""
+        if not self.config.prefix_weight:
+            return None
+        draws = uniform_from_keys(batch.keys, PREFIX_STREAM)  # (B,)
+        return 1 + (draws * (self.image_tokenizer.spec.num_scales - 1)).long()
+
+    def _check_processes(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        if is_sharded and (config.adversary is not None or config.has_adaptive_weight):
+            raise ValueError(
+                "FSDP cannot train with an adversary or an adaptive weight: use DDP, "
+                f"got distributed_type {accelerator.distributed_type.value}"
+            )
+        if self.adversary is None:
+            return
+        parts = accelerator.num_processes * config.loop.accumulation
+        size, group = config.loop.batch_size // parts, self.adversary.discriminator.group_size
+        if size % group:
+            raise ValueError(
+                f"loop.batch_size {config.loop.batch_size} is {size} images for each of "
+                f"{accelerator.num_processes} processes x loop.accumulation "
+                f"{config.loop.accumulation}, which adversary.discriminator.group_size {group} "
+                "must divide"
+            )
 
     def evaluate(self, step: int) -> dict[str, float]:
         """PSNR (dB, uint8) of the averaged weights on held-out images, and usage per scale."""
@@ -128,33 +275,23 @@ class TokenizerTask(Task):
         return make_grid(torch.cat([half for row in rows for half in row]), columns=8)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "tokenizer": self.image_tokenizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.image_tokenizer.load_state_dict(state["tokenizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
-    def describe(self) -> str:
-        """Parameters, tokens and bits, for a dry run."""
-        parts = {
-            name: sum(parameter.numel() for parameter in part.parameters())
-            for name, part in self.image_tokenizer.named_children()
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "tokenizer": self.image_tokenizer,
+            "ema": self.ema,
+            "optimizer": self.optimizer,
         }
-        spec, pixels = self.image_tokenizer.spec, self.config.model.image_size**2
-        bits = spec.bits_per_image
-        return "\n".join(
-            [
-                *(f"{name}: {count:,} parameters" for name, count in parts.items()),
-                f"scales {spec.scales}: {spec.length} tokens of {spec.bits_per_token:.2f} bits",
-                f"{bits:,.0f} bits per image, {bits / pixels:.3f} bits per pixel",
-                f"{self.config.loop.steps:,} steps of {self.config.loop.batch_size} images",
-            ]
-        )
+        if self.alignment is not None:
+            parts["alignment"] = self.alignment
+        if self.adversary is not None:
+            parts["adversary"] = self.adversary
+        return parts
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes `tokenizer/` with the averaged weights."""

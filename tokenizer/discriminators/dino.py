@@ -63,7 +63,13 @@ class DinoDiscriminator(Discriminator):
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
         self.config, self.group_size = config, config.group_size
-        backbone = _LOADERS[config.library](config)
+        try:
+            backbone = _LOADERS[config.library](config)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"discriminator.backbone {config.backbone!r} could not be loaded by "
+                f"{config.library}: {error}"
+            ) from error
         self._frozen = [backbone.eval().requires_grad_(False)]  # a list hides it from nn.Module
         self.heads = nn.ModuleList(
             Head(backbone.width, config.kernel_size, config.group_size) for _ in config.blocks

@@ -1,0 +1,76 @@
+"""What training programs do with their command line: config, overrides, dry run, profile, `fit`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from common.config import load_config, to_yaml
+from common.data import DataConfig, ImageDataset, load_dataset, load_training_data
+from common.loop import LoopConfig, fit
+from common.task import Task
+
+
+class TrainingConfig(Protocol):
+    """The part of a run's config that does not depend on what is trained."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def loop(self) -> LoopConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def training_program(
+    config_class: type[Config],
+    build_task: Callable[[Config, ImageDataset], Task],
+    argv: Sequence[str] | None,
+    *,
+    plan: Callable[[Config], str],
+    description: str | None,
+    overrides_help: str,
+) -> dict[str, float]:
+    """`PROGRAM CONFIG.yaml [key=value ...] [--dry-run] [--profile STEPS]`.
+
+    Args:
+        build_task: the task of a config and of the held-out images.
+        argv: arguments; None is the command line's.
+        plan: what a dry run prints below the config.
+
+    Returns:
+        The last evaluation's scores; nothing after a dry run.
+
+    Raises:
+        ValueError: a config, data or model that does not fit.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", help=overrides_help)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--profile", type=int, metavar="STEPS", help="write RUN/profile.txt")
+    options = parser.parse_intermixed_args(argv)
+    config = load_config(config_class, options.config, options.overrides)
+    if options.dry_run:
+        print(to_yaml(config))
+        print(plan(config))
+        return {}
+    return fit(
+        build_task(config, load_dataset(config.data, train=False)),
+        load_training_data(config.data),
+        loop=config.loop,
+        run=Path(config.run),
+        config=config,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        profile=options.profile,
+    )
