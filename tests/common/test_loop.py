@@ -95,3 +95,24 @@ def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(toy_config(steps=2, trackers=("tensorboard",)), tmp_path)
     assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_profile_of_steps(tmp_path: Path) -> None:
+    train(toy_config(steps=7, log_every=1), tmp_path, profile=3)
+    lines = (tmp_path / "profile.txt").read_text().splitlines()
+    assert lines[0].startswith("3 steps of ")
+    rows = {line[:44].strip(): line[44:].split() for line in lines if line[44:].strip()}
+    names = ("data", "forward", "backward", "optimizer", "average", "logging", "not marked")
+    shares = {name: float(rows[name][1].rstrip("%")) for name in names}
+    assert all(share > 0 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(100, abs=2)
+    assert float(rows["aten::convolution_backward"][2]) == 1  # calls per step
+    with pytest.raises(ValueError, match="profile: got 0"):
+        train(toy_config(steps=8, log_every=1), tmp_path, profile=0)
+
+
+def test_time_outside_steps_is_reported(tmp_path: Path) -> None:
+    train(toy_config(steps=4, log_every=1, eval_every=2, save_every=2), tmp_path)
+    shares = records(tmp_path, "evaluation_share", "saving_share")
+    assert min(shares[2]) > max(max(shares[n]) for n in (0, 1, 3))
+    assert "time of this session: " in (tmp_path / "log.txt").read_text()

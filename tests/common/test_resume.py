@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from common.cut import Cut
 from common.data import ImageDataset
+from common.optim import lr_at
+from common.shards import Row, ShardedSplit
+from common.streaming import StreamedImages, StreamingConfig
 from tests.common.toy_run import ToyTask, program, records, toy_config, train
 
 
@@ -70,6 +77,67 @@ def test_longer_run_goes_on(tmp_path: Path) -> None:
     task, _ = train(toy_config(steps=5, log_every=1), tmp_path)
     assert len(task.seen) == 3
     assert [line[0] for line in records(tmp_path, "step", "loss")] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("schedule", "same"), [("constant", True), ("cosine", False)])
+def test_more_steps_than_planned(tmp_path: Path, schedule: str, same: bool) -> None:
+    """A constant rate does not know the end; a cosine jumps to the new curve, which is logged."""
+    options = {"schedule": schedule, "accumulation": 2, "log_every": 1}
+    whole, _ = train(toy_config(steps=6, **options), tmp_path / "whole")
+    train(toy_config(steps=4, **options), tmp_path / "run")
+    config = toy_config(steps=6, **options)
+    longer, _ = train(config, tmp_path / "run")
+    assert longer.seen == whole.seen[8:]
+    assert (longer.digest() == whole.digest()) is same
+    rates = [line[0] for line in records(tmp_path / "run", "lr")]
+    planned = [lr_at(config.optimizer, step, 4) for step in range(4)]
+    assert rates == pytest.approx([*planned, *(lr_at(config.optimizer, n, 6) for n in (4, 5))])
+    warning = "loop.steps was 4 and is now 6: schedules that depend on it jump to the new curve"
+    assert warning in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_accumulating_run_resumes_bit_for_bit(tmp_path: Path, num_workers: int) -> None:
+    config = toy_config(steps=6, accumulation=3, save_every=2)
+    whole, _ = train(config, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="step 3"):
+        train(config, tmp_path / "run", poison=(3, "loss"))
+    resumed, _ = train(config, tmp_path / "run", num_workers=num_workers)
+    assert resumed.seen == whole.seen[6:]
+    assert resumed.digest() == whole.digest()
+
+
+class StreamedLevels(ShardedSplit):
+    """Four shards of five grey images; the third of each is damaged."""
+
+    def __init__(self) -> None:
+        self.label_names = tuple("0123456789")
+
+    @property
+    def num_shards(self) -> int:
+        return 4
+
+    def rows(self, shard: int, start: int = 0) -> Iterator[Row]:
+        for number in range(start, 5):
+            buffer = io.BytesIO()
+            Image.new("L", (8, 8), 50 * shard + 10 * number).save(buffer, "PNG")
+            yield Row(b"" if number == 2 else buffer.getvalue(), number)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streaming_run_resumes_bit_for_bit(tmp_path: Path, num_workers: int) -> None:
+    streaming = StreamingConfig(lanes=2, shuffle_buffer=3)
+    data = StreamedImages(StreamedLevels(), streaming, Cut(8, flip=True))
+    config = toy_config(steps=8, accumulation=3, save_every=3, log_every=2)
+    whole, _ = train(config, tmp_path / "whole", data=data)
+    with pytest.raises(RuntimeError, match="step 5"):
+        train(config, tmp_path / "run", data=data, poison=(5, "loss"))
+    resumed, _ = train(config, tmp_path / "run", data=data, num_workers=num_workers)
+    assert resumed.seen == whole.seen[9:]
+    assert resumed.digest() == whole.digest()
+    skipped = records(tmp_path / "run", "step", "skipped_images")
+    assert skipped == records(tmp_path / "whole", "step", "skipped_images")
+    assert skipped[-1][1] >= 16
 
 
 def test_other_config_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from common.config import config_class
 from common.loop import LoopConfig
-from common.tracking import Meter, RunFolder, flatten, memory_in_use, progress_text
+from common.tracking import Meter, RunFolder, flatten, memory_in_use, progress_text, time_text
 
 
 @config_class
@@ -78,6 +78,38 @@ def test_meter_leaves_out_the_first_steps() -> None:
     assert meter.images_per_second == 16
     assert meter.data_wait == 0.25
     assert meter.seconds_left(7) == 93 * 2.0
+
+
+def test_meter_of_an_interval() -> None:
+    meter = Meter(batch_size=10, total_steps=100)
+    for _ in range(5):
+        meter.add(1.0, 0.0)
+    meter.add_other("saving", 5.0)
+    assert meter.share("saving") == 0.5
+    meter.restart()
+    assert meter.images_per_second == meter.share("saving") == 0
+    meter.add(0.5, 0.25)
+    meter.add_other("evaluation", 1.5)
+    assert meter.images_per_second == 20
+    assert meter.data_wait == 0.5
+    assert meter.share("evaluation") == 0.75
+    assert meter.seconds_left(50) == pytest.approx(50 * 2.5 / 3)  # of all counted steps
+    assert meter.spent == {"training": 5.25, "data": 0.25, "saving": 5.0, "evaluation": 1.5}
+    text = time_text(meter.spent)
+    assert (
+        text == "training 5.2 s (44%), saving 5.0 s (42%), evaluation 1.5 s (12%), data 0.2 s (2%)"
+    )
+    assert "data wait 50%  evaluation 75%  ETA" in progress_text({}, meter, 50, 0)
+
+
+def test_config_of_a_run_that_lacks_a_key(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(Config(), 0)
+    text = folder.config_file.read_text()
+    folder.config_file.write_text(text.replace("width: 3\n", ""))
+    folder.check_config(Config())
+    with pytest.raises(ValueError, match="width: the run has 3, got 4"):
+        folder.check_config(Config(width=4))
 
 
 def test_progress_text() -> None:

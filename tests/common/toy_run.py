@@ -157,18 +157,20 @@ def toy_data(config: ToyConfig) -> ImageDataset:
 
 
 def train(config: ToyConfig, run: Path, **options: Any) -> tuple[ToyTask, dict[str, float]]:
-    num_workers = options.pop("num_workers", 0)
+    num_workers, profile = options.pop("num_workers", 0), options.pop("profile", None)
+    data = options.pop("data", None) or toy_data(config)
     task = ToyTask(config)
     for name, value in options.items():
         setattr(task, name, value)
     result = fit(
         task,
-        toy_data(config),
+        data,
         loop=config.loop,
         run=run,
         config=config,
         seed=SEED,
         num_workers=num_workers,
+        profile=profile,
     )
     return task, result
 
