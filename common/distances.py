@@ -51,15 +51,16 @@ class MomentAccumulator:
 
     def update(self, features: Tensor) -> None:
         """Adds features `(N, D)`."""
-        values = features.double()
-        if self.count == 0:
-            self._shift = values.mean(dim=0)
-            self._sum = torch.zeros_like(self._shift)
-            self._outer = values.new_zeros(values.shape[1], values.shape[1])
-        centred = values - self._shift
-        self.count += len(values)
-        self._sum += centred.sum(dim=0)
-        self._outer.addmm_(centred.T, centred)
+        for chunk in features.split(CHUNK):
+            values = chunk.double()
+            if self.count == 0:
+                self._shift = values.mean(dim=0)
+                self._sum = torch.zeros_like(self._shift)
+                self._outer = values.new_zeros(values.shape[1], values.shape[1])
+            centred = values - self._shift
+            self.count += len(values)
+            self._sum += centred.sum(dim=0)
+            self._outer.addmm_(centred.T, centred)
 
     def stats(self) -> FeatureStats:
         """Raises ValueError below two features."""

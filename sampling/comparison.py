@@ -1,11 +1,13 @@
 """Distances between a set of generated images and a set of real ones, with their protocol.
 
-FID, KID, Inception Score, precision, recall, density and coverage on one extractor's features. A
-result without extractor, sample counts and reference means nothing, so they travel with it.
+FID, sFID, KID, Inception Score, precision, recall, density and coverage on one extractor's features
+(on DINOv2's, gFID is FD-DINOv2). A result without extractor, sample counts and reference means
+nothing, so they travel with it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,17 +18,26 @@ from pydantic import Field
 from torch import Tensor
 
 from common.config import config_class, to_dict
-from common.extractors import ExtractorConfig, FeatureExtractor, InceptionFeatures, build_extractor
-from common.metrics import (
-    binomial_error,
-    bootstrap_error,
+from common.distances import (
+    KernelDistance,
+    ManifoldMetrics,
     frechet_distance,
     inception_score,
     kernel_distance,
-    library_versions,
     manifold_metrics,
-    save_metrics,
 )
+from common.extractors import ExtractorConfig, FeatureExtractor, InceptionFeatures, build_extractor
+from common.jackknife import (
+    binomial_error,
+    deal_groups,
+    frechet_without,
+    half_width,
+    inception_without,
+    jackknife_error,
+    kernel_without,
+    manifold_without,
+)
+from common.metrics import library_versions, save_metrics
 from common.reference import (
     FeatureSet,
     ImageSource,
@@ -50,7 +61,9 @@ class MetricsConfig:
         kid_subset_size: images of a subset.
         max_reference: reference images that enter KID, precision, recall, density and coverage,
             spread evenly; FID uses all of them.
-        num_resamples: bootstrap resamples for the standard error of gFID; 0 for none.
+        num_resamples: groups of the jackknife that gives every metric a standard error and a 95%
+            interval; 0 for binomial ones of precision, recall and coverage only. 50 groups of
+            10,000 images with 1,280 features take about 30 s on one CPU core.
     """
 
     extractor: ExtractorConfig = InceptionFeatures()
@@ -71,11 +84,13 @@ class MetricsConfig:
 class EvaluationResult:
     """Metrics with their protocol.
 
-    `errors` holds standard errors: binomial ones of precision (over generated images), recall and
-    coverage (over reference images), and gFID's over resampled generated images when asked for.
+    `errors` holds standard errors by metric and `intervals` their 95% intervals. With resamples all
+    are over the generated images (`common.jackknife`). Without, only fractions have one, binomial:
+    precision over generated images, recall and coverage over reference images. `sfid` has none.
     """
 
     gfid: float
+    sfid: float | None
     inception_score: float | None
     precision: float
     recall: float
@@ -84,6 +99,7 @@ class EvaluationResult:
     kid_mean: float
     kid_std: float
     errors: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     protocol: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,24 +110,34 @@ class EvaluationResult:
         save_metrics(self.to_dict(), path)
 
     def markdown(self, name: str) -> str:
-        """A table of one row, with extractor and counts."""
-        score = "-" if self.inception_score is None else f"{self.inception_score:.2f}"
+        """A table of one row, with extractor and counts; ± is half a 95% interval where known."""
         extractor = self.protocol["extractor"]
         cells = {
             "model": name,
-            "gFID": f"{self.gfid:.2f}",
-            "IS": score,
-            "precision": f"{self.precision:.3f}",
-            "recall": f"{self.recall:.3f}",
-            "density": f"{self.density:.3f}",
-            "coverage": f"{self.coverage:.3f}",
-            "KID x 1000": f"{1000 * self.kid_mean:.3f} ± {1000 * self.kid_std:.3f}",
+            "gFID": self._cell("gfid", ".2f"),
+            "sFID": self._cell("sfid", ".2f"),
+            "IS": self._cell("inception_score", ".2f"),
+            "precision": self._cell("precision", ".3f"),
+            "recall": self._cell("recall", ".3f"),
+            "density": self._cell("density", ".3f"),
+            "coverage": self._cell("coverage", ".3f"),
+            "KID x 1000": self._cell("kid_mean", ".3f", factor=1000),
             "extractor": f"{extractor['name']} ({extractor['resize']})",
             "images": str(self.protocol["num_images"]),
             "reference images": str(self.protocol["reference"]["num_images"]),
         }
         rows = (cells.keys(), ["---"] * len(cells), cells.values())
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def _cell(self, name: str, form: str, factor: float = 1.0) -> str:
+        value = getattr(self, name)
+        if value is None:
+            return "-"
+        text = format(factor * value, form)
+        if name not in self.intervals:
+            return text
+        low, high = self.intervals[name]
+        return f"{text} ± {format(factor * (high - low) / 2, form)}"
 
 
 def evaluate_images(
@@ -164,27 +190,30 @@ def compare_features(
         neighbors=config.neighbors,
         density_neighbors=config.density_neighbors,
     )
-    num_images, num_real = len(generated.pooled), len(real.pooled)
-    errors = {
-        "precision": binomial_error(manifold.precision, num_images),
-        "recall": binomial_error(manifold.recall, num_real),
-        "coverage": binomial_error(manifold.coverage, num_real),
+    score = None if generated.logits is None else inception_score(generated.logits)
+    is_spatial = generated.spatial is not None and real.spatial is not None
+    values = {
+        "gfid": frechet_distance(generated.stats, real.stats),
+        "sfid": frechet_distance(generated.spatial, real.spatial) if is_spatial else None,
+        "inception_score": score,
+        "precision": manifold.precision,
+        "recall": manifold.recall,
+        "density": manifold.density,
+        "coverage": manifold.coverage,
+        "kid_mean": kernel.mean,
     }
-    if config.num_resamples:
-        errors["gfid"] = bootstrap_error(
-            generated.pooled, real.stats, num_resamples=config.num_resamples
-        )
+    errors = _errors(generated, real, manifold, kernel, config)
+    intervals = {}
+    for name, error in errors.items():
+        width = half_width(error, config.num_resamples or None)
+        intervals[name] = (values[name] - width, values[name] + width)
     extra = dict(protocol or {})
+    num_images, num_real = len(generated.pooled), len(real.pooled)
     return EvaluationResult(
-        gfid=frechet_distance(generated.stats, real.stats),
-        inception_score=None if generated.logits is None else inception_score(generated.logits),
-        precision=manifold.precision,
-        recall=manifold.recall,
-        density=manifold.density,
-        coverage=manifold.coverage,
-        kid_mean=kernel.mean,
+        **values,
         kid_std=kernel.std,
         errors=errors,
+        intervals=intervals,
         protocol={
             "extractor": extractor.identity,
             "num_images": num_images,
@@ -199,12 +228,55 @@ def compare_features(
                 "images": "uint8, rounded half up",
                 "inception_score": "one split, independent of the order",
                 "kid": "unbiased, cubic kernel, mean and standard deviation over subsets",
+                "sfid": "Fréchet distance of the first 7 channels of mixed_6/conv, 17 x 17",
+                "intervals": "95%, "
+                + (
+                    f"jackknife leaving out each of {config.num_resamples} random groups of "
+                    "generated images; reference fixed, finite-sample bias not corrected"
+                    if config.num_resamples
+                    else "binomial; recall and coverage over reference images"
+                ),
             },
             "warnings": _warnings(generated, real),
             "versions": library_versions(),
             "comparison_seconds": round(time.monotonic() - started, 1),
         },
     )
+
+
+def _errors(
+    generated: FeatureSet,
+    real: FeatureSet,
+    manifold: ManifoldMetrics,
+    kernel: KernelDistance,
+    config: MetricsConfig,
+) -> dict[str, float]:
+    """Standard errors by metric."""
+    features, reference = generated.pooled, real.pooled
+    if not config.num_resamples:
+        return {
+            "precision": binomial_error(manifold.precision, len(features)),
+            "recall": binomial_error(manifold.recall, len(reference)),
+            "coverage": binomial_error(manifold.coverage, len(reference)),
+        }
+    groups = deal_groups(len(features), config.num_resamples)
+    without = {
+        "gfid": frechet_without(features, groups, real.stats),
+        "kid_mean": kernel_without(features, reference, groups),
+        **manifold_without(
+            features,
+            reference,
+            groups,
+            neighbors=config.neighbors,
+            density_neighbors=config.density_neighbors,
+        ),
+    }
+    if generated.logits is not None:
+        without["inception_score"] = inception_without(generated.logits, groups)
+    errors = {name: jackknife_error(values) for name, values in without.items()}
+    # KID is a mean over random subsets, whose choice adds its own variance.
+    subsets = kernel.std**2 / config.kid_subsets
+    return errors | {"kid_mean": math.sqrt(errors["kid_mean"] ** 2 + subsets)}
 
 
 def _warnings(generated: FeatureSet, real: FeatureSet) -> list[str]:

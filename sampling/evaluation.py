@@ -6,7 +6,7 @@ number of processes. Images go straight from the decoder into features; none is 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from common.config import config_class, to_dict
 from common.data import DataConfig, ImageDataset
 from common.extractors import FeatureExtractor, ImageFeatures, build_extractor
 from common.images import from_pil
+from common.processes import gather, main_first, share
 from common.reference import FeatureSet, collect_features
 from sampling.comparison import (
     EvaluationResult,
@@ -105,8 +106,7 @@ def evaluate_generator(
         "sampling": to_dict(config.sampling or pipeline.sampling),
         "reference": {"data": to_dict(dataset.config), "part": part},
     }
-    # The others find the reference features in the cache.
-    with accelerator.main_process_first() if accelerator is not None else nullcontext():
+    with main_first(accelerator):
         return compare_features(generated, dataset, extractor, config.metrics, protocol)
 
 
@@ -139,15 +139,11 @@ def sample_features(
     accelerator: Accelerator | None = None,
 ) -> FeatureSet:
     """Features of the run's images, in order; every process gets all of them."""
-    rank, world = 0, 1
-    if accelerator is not None:
-        rank, world = accelerator.process_index, accelerator.num_processes
-    # All processes must gather equally many rows, so the last image may be drawn twice.
-    share = -(-config.num_images // world)
-    mine = (torch.arange(share) * world + rank).clamp(max=config.num_images - 1)
+    mine = share(config.num_images, accelerator)
+    is_quiet = accelerator is not None and not accelerator.is_main_process
     parts = []
     num_classes = pipeline.generator.num_classes
-    with tqdm(total=share, unit="image", desc="sampling", disable=rank > 0) as bar:
+    with tqdm(total=len(mine), unit="image", desc="sampling", disable=is_quiet) as bar:
         for positions in mine.split(config.batch_size):
             images = pipeline(
                 labels=image_labels(positions, num_classes).tolist(),
@@ -157,18 +153,19 @@ def sample_features(
             )
             parts.append(extractor(from_pil(images)))
             bar.update(len(images))
-    features = collect_features(parts)
-    return features if world == 1 else _gather(features, accelerator, config.num_images)
+    return _gather(parts, accelerator, config.num_images)
 
 
-def _gather(local: FeatureSet, accelerator: Accelerator | None, count: int) -> FeatureSet:
+def _gather(
+    parts: Sequence[ImageFeatures], accelerator: Accelerator | None, count: int
+) -> FeatureSet:
     """All processes' features in the order of the images."""
-    assert accelerator is not None
 
-    def ordered(values: Tensor) -> Tensor:
-        everyone = accelerator.gather(values.to(accelerator.device)).cpu()
-        shares = everyone.unflatten(0, (accelerator.num_processes, -1))
-        return shares.transpose(0, 1).flatten(0, 1)[:count].contiguous()
+    def ordered(values: list[Tensor | None]) -> Tensor | None:
+        rows = [value for value in values if value is not None]
+        return gather(torch.cat(rows), count, accelerator) if rows else None
 
-    logits = None if local.logits is None else ordered(local.logits)
-    return collect_features([ImageFeatures(ordered(local.pooled), logits)])
+    pooled = ordered([part.pooled for part in parts])
+    assert pooled is not None
+    logits, spatial = ordered([p.logits for p in parts]), ordered([p.spatial for p in parts])
+    return collect_features([ImageFeatures(pooled, logits, spatial)])

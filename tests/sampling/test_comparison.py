@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,15 @@ from torch import Tensor
 
 from common.config import from_dict
 from common.data import DataConfig, load_dataset
-from common.extractors import EfficientNetLite0Features
-from sampling.comparison import EvaluationResult, MetricsConfig, evaluate_images
+from common.distances import feature_stats, frechet_distance
+from common.extractors import EfficientNetLite0Features, FeatureExtractor
+from common.reference import TensorImages, extract_features
+from sampling.comparison import (
+    EvaluationResult,
+    MetricsConfig,
+    compare_features,
+    evaluate_images,
+)
 
 CONFIG = MetricsConfig(
     extractor=EfficientNetLite0Features(size=32),
@@ -82,6 +90,10 @@ def test_protocol_is_complete(same: EvaluationResult) -> None:
     assert len(protocol["warnings"]) == 2
     assert "200 generated images for 1280 features" in protocol["warnings"][0]
     assert set(same.errors) == {"precision", "recall", "coverage"}
+    low, high = same.intervals["recall"]
+    assert (low + high) / 2 == pytest.approx(same.recall)
+    assert (high - low) / 2 == pytest.approx(1.96 * same.errors["recall"], rel=1e-3)
+    assert same.sfid is None
 
 
 def test_bootstrap_errors_are_opt_in(digits: Tensor) -> None:
@@ -94,7 +106,17 @@ def test_bootstrap_errors_are_opt_in(digits: Tensor) -> None:
             "num_resamples": 2,
         },
     )
-    assert evaluate_images(digits[:40], digits[40:80], config).errors["gfid"] > 0
+    result = evaluate_images(digits[:40], digits[40:80], config)
+    assert result.errors["gfid"] > 0
+    metrics = {"gfid", "inception_score", "precision", "recall", "density", "coverage", "kid_mean"}
+    assert set(result.errors) == set(result.intervals) == metrics
+    # Two groups: Student's t with one degree of freedom.
+    low, high = result.intervals["gfid"]
+    assert (high - low) / 2 == pytest.approx(12.706 * result.errors["gfid"], rel=1e-3)
+    subsets = result.kid_std / math.sqrt(2)
+    assert result.errors["kid_mean"] > subsets
+    assert f"| {result.gfid:.2f} ± {(high - low) / 2:.2f} | - |" in result.markdown("ours")
+    assert "jackknife leaving out each of 2" in result.protocol["definitions"]["intervals"]
     with pytest.raises(ValueError, match="0 or at least 2, got 1"):
         from_dict(MetricsConfig, {"num_resamples": 1})
 
@@ -117,3 +139,25 @@ def test_sizes_and_counts_that_do_not_fit(digits: Tensor) -> None:
         evaluate_images(digits[:30], digits[200:], CONFIG)
     with pytest.raises(ValueError, match="uint8"):
         evaluate_images(digits[:60].float(), digits[200:].float(), CONFIG)
+
+
+class Corners(torch.nn.Module):
+    """Corner pixels as pooled features, the first row as spatial ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images[:, :, 5, 5].float(), images[:, 0, 8].float()
+
+
+def test_sfid_is_the_distance_of_the_spatial_features(digits: Tensor) -> None:
+    extractor = FeatureExtractor(Corners(), {"name": "corners", "resize": "none"}, ("spatial",))
+    generated, real = digits[:200], digits[200:]
+    features = extract_features(generated.split(64), extractor)
+    result = compare_features(features, TensorImages(real), extractor, CONFIG)
+    stats = [feature_stats(images[:, 0, 8].float()) for images in (generated, real)]
+    assert result.sfid == pytest.approx(frechet_distance(*stats), rel=1e-6)
+    assert result.sfid > result.gfid > 0
+    assert f"| {result.gfid:.2f} | {result.sfid:.2f} | - |" in result.markdown("ours")
