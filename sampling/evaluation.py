@@ -35,6 +35,7 @@ __all__ = [
     "EvaluationResult",
     "EvaluationRun",
     "MetricsConfig",
+    "class_counts",
     "evaluate_generator",
     "evaluate_images",
     "sample_features",
@@ -129,6 +130,27 @@ def _check(pipeline: Pipeline, dataset: ImageDataset, config: EvaluationConfig) 
             f"num_images {config.num_images} is not a multiple of {num_classes} classes; choose "
             f"{config.num_images // num_classes * num_classes} or set allow_unequal_classes"
         )
+
+
+def class_counts(labels: Tensor, num_classes: int, config: EvaluationConfig) -> dict[str, Any]:
+    """What the protocol says of the labels `(N,)` of images from elsewhere.
+
+    Raises:
+        ValueError: labels out of range, or unequally many images of the classes, unless allowed.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes - 1}], the classes of the reference data, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    counts = torch.bincount(labels, minlength=num_classes)
+    least, most = int(counts.min()), int(counts.max())
+    if least < most and not config.allow_unequal_classes:
+        raise ValueError(
+            f"the classes have {least} to {most} images; give equally many of each or set "
+            "evaluation.allow_unequal_classes=true"
+        )
+    return {"images_per_class": [least, most], "num_classes": num_classes}
 
 
 @torch.no_grad()

@@ -65,19 +65,45 @@ def open_images(path: str | Path, size: int) -> ImageSource:
     raise ValueError(f"{path} is neither a folder of images nor an npz file")
 
 
+def read_labels(path: str | Path) -> Tensor | None:
+    """Class numbers `(N,)` of an npz file's images, its `arr_1`; None where there are none.
+
+    Raises:
+        ValueError: an `arr_1` that is not one integer for each image.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    labels = _read_array(path, "arr_1", is_required=False)
+    if labels is None:
+        return None
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: arr_1 must be integers (N,), got {labels.dtype} {labels.shape}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
 def _read_npz(path: Path, size: int) -> Tensor:
     """`arr_0`, uint8 (N, H, W, 3), as uint8 `(N, 3, H, W)`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "arr_0.npy" not in names:
-                raise ValueError(f"{path} has no arr_0, only {', '.join(names) or 'nothing'}")
-            with archive.open("arr_0.npy") as member:
-                pixels = np.lib.format.read_array(member, allow_pickle=False)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable npz file: {error}") from error
+    pixels = _read_array(path, "arr_0", is_required=True)
+    assert pixels is not None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
         raise ValueError(
             f"{path}: arr_0 must be uint8 (N, {size}, {size}, 3), got {pixels.dtype} {pixels.shape}"
         )
     return rearrange(torch.from_numpy(pixels), "n h w c -> n c h w")
+
+
+def _read_array(path: Path, name: str, *, is_required: bool) -> np.ndarray | None:
+    """One array of an npz file, without unpickling anything and without reading the others."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if f"{name}.npy" not in names:
+                if not is_required:
+                    return None
+                raise ValueError(f"{path} has no {name}, only {', '.join(names) or 'nothing'}")
+            with archive.open(f"{name}.npy") as member:
+                array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+                return array
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable npz file: {error}") from error

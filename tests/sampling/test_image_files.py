@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling.image_files import open_images
+from sampling.image_files import open_images, read_labels
 
 
 @pytest.fixture
@@ -58,3 +58,17 @@ def test_bad_npz_files_are_named(pixels: np.ndarray, tmp_path: Path) -> None:
     np.savez(path, np.array([object()]))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         open_images(path, 16)
+
+
+def test_labels_come_from_arr_1(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, pixels)
+    assert read_labels(path) is None
+    assert read_labels(tmp_path) is None
+    np.savez(path, pixels, np.array([3, 1, 4, 1, 5], dtype=np.uint8))
+    labels = read_labels(path)
+    assert labels is not None
+    assert labels.tolist() == [3, 1, 4, 1, 5]
+    np.savez(path, pixels, np.zeros((5, 10)))
+    with pytest.raises(ValueError, match=r"integers \(N,\), got float64 \(5, 10\)"):
+        read_labels(path)

@@ -1,9 +1,13 @@
 import json
+import multiprocessing
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling.pipeline import Pipeline
@@ -100,3 +104,91 @@ def test_evaluate_images_ranks_noise_below_real_images(
     assert results["train"]["protocol"]["reference"]["num_images"] == 40
     assert results["eval"]["protocol"]["num_images"] == 80
     assert "| noise.npz |" in capsys.readouterr().out
+
+
+def test_labels_of_an_npz_must_be_equally_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    arguments = [
+        str(tmp_path / "images.npz"),
+        str(CONFIGS / "digits.yaml"),
+        "data.image_size=16",
+        "data.max_images=60",
+        "evaluation.metrics.kid_subset_size=20",
+        "evaluation.metrics.extractor.size=32",
+        f"out={tmp_path / 'result.json'}",
+    ]
+    np.savez(tmp_path / "images.npz", pixels, np.array([0] * 13 + list(range(10)) * 2 + [1] * 7))
+    with pytest.raises(ValueError, match="classes have 2 to 15 images"):
+        evaluate_images.main(arguments)
+    evaluate_images.main([*arguments, "evaluation.allow_unequal_classes=true"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["protocol"]["images_per_class"] == [2, 15]
+    assert "warning: 40 generated images for 1280 features" in capsys.readouterr().out
+    np.savez(tmp_path / "images.npz", pixels, np.arange(40) % 11)
+    with pytest.raises(ValueError, match=r"lie in \[0, 9\].* got 0 to 10"):
+        evaluate_images.main(arguments)
+
+
+def measure_both(folder: Path, out: Path) -> None:
+    common = ["data.image_size=16", "data.max_images=31"]
+    evaluate_tokenizer.main(
+        [
+            str(folder),
+            str(CONFIGS / "digits_tokenizer.yaml"),
+            *common,
+            "evaluation.extractor.size=32",
+            "num_pictures=2",
+            f"out={out / 'tokenizer.json'}",
+        ]
+    )
+    evaluate_generator.main(
+        [
+            str(folder),
+            str(CONFIGS / "digits.yaml"),
+            *common,
+            "reference=eval",
+            "evaluation.num_images=21",
+            "evaluation.allow_unequal_classes=true",
+            "evaluation.metrics.kid_subset_size=20",
+            "evaluation.metrics.extractor.size=32",
+            f"out={out / 'generator.json'}",
+        ]
+    )
+
+
+def one_of_two(rank: int, folder: Path, out: Path, port: int) -> None:
+    """What `accelerate launch` gives a process, without another start of Python and torch."""
+    torch.set_num_threads(1)  # as a forked process must, see torch's data loader
+    AcceleratorState._reset_state(reset_partial_state=True)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= address | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    measure_both(folder, out)
+
+
+def test_two_gloo_processes_measure_what_one_does(folder: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    measure_both(folder, one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=one_of_two, args=(rank, folder, two, port)) for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        worker.kill()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    for name in ("tokenizer", "generator"):
+        alone, together = (json.loads((path / f"{name}.json").read_text()) for path in (one, two))
+        assert together["protocol"]["num_images"] == (31 if name == "tokenizer" else 21)
+        for key in ("psnr", "perceptual", "rfid", "gfid", "inception_score", "recall", "kid_mean"):
+            if key in alone:
+                assert together[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-7), key
+        for a, b in zip(alone.get("scales", ()), together.get("scales", ()), strict=True):
+            assert b == pytest.approx(a, rel=1e-3)
+    assert (two / "tokenizer_prefixes.png").is_file()

@@ -1,18 +1,14 @@
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from common.extractors import EfficientNetLite0Features
 from common.features import EfficientNetLite0Perceptual, build_perceptual
 from common.images import from_uint8
 from common.metrics import ms_ssim, psnr, ssim
-from common.processes import share
 from common.reference import TensorImages
-from tokenizer.meter import ReconstructionMeter, ReconstructionScores, TokenizerEvaluationConfig
+from tokenizer.meter import ReconstructionMeter, TokenizerEvaluationConfig
 
 CPU = torch.device("cpu")
 
@@ -48,45 +44,3 @@ def test_means_of_batches_are_those_of_all_images() -> None:
     assert scores.perceptual == pytest.approx(expected, rel=1e-4)
     assert scores.lpips is None
     assert scores.rfid is None
-
-
-def test_two_processes_report_what_one_does() -> None:
-    images, outputs = pairs(9, 16)
-    config = TokenizerEvaluationConfig(extractor=EfficientNetLite0Features(size=32))
-    alone = ReconstructionMeter(config, CPU)
-    alone.update(images, outputs)
-    expected = alone.report(TensorImages(images))
-    assert expected.rfid is not None
-    assert expected.rfid > 0
-    kept: list[list[Tensor]] = [[], []]
-
-    def processes(rank: int, replay: bool) -> Any:
-        calls = iter(range(100))
-
-        def collect(local: Tensor) -> Tensor:
-            kept[rank].append(local)
-            if not replay:
-                return torch.cat([local, local])
-            number = next(calls)
-            return torch.cat([kept[0][number], local])
-
-        from contextlib import nullcontext
-
-        return SimpleNamespace(
-            num_processes=2,
-            process_index=rank,
-            device=CPU,
-            gather=collect,
-            main_process_first=nullcontext,
-        )
-
-    found: list[ReconstructionScores] = []
-    for rank in range(2):
-        accelerator = processes(rank, replay=rank == 1)
-        meter = ReconstructionMeter(config, CPU, accelerator)
-        mine = share(9, accelerator)
-        meter.update(images[mine], outputs[mine])
-        found.append(meter.report(TensorImages(images)))
-    assert found[1].psnr == pytest.approx(expected.psnr)
-    assert found[1].ssim == pytest.approx(expected.ssim)
-    assert found[1].rfid == pytest.approx(expected.rfid, rel=1e-3)
