@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from common.batches import SampleSource
 from common.config import load_config, to_yaml
 from common.data import DataConfig, ImageDataset, load_dataset, load_training_data
+from common.estimate import epochs_text
 from common.loop import LoopConfig, fit
+from common.streaming import StreamedImages
 from common.task import Task
+
+TrainingData = SampleSource | StreamedImages
 
 
 class TrainingConfig(Protocol):
@@ -37,6 +42,7 @@ def training_program(
     plan: Callable[[Config], str],
     description: str | None,
     overrides_help: str,
+    load_data: Callable[[Config], TrainingData] = lambda config: load_training_data(config.data),
 ) -> dict[str, float]:
     """`PROGRAM CONFIG.yaml [key=value ...] [--dry-run] [--profile STEPS]`.
 
@@ -44,6 +50,7 @@ def training_program(
         build_task: the task of a config and of the held-out images.
         argv: arguments; None is the command line's.
         plan: what a dry run prints below the config.
+        load_data: what to train on.
 
     Returns:
         The last evaluation's scores; nothing after a dry run.
@@ -63,10 +70,11 @@ def training_program(
     if options.dry_run:
         print(to_yaml(config))
         print(plan(config))
+        print(epochs_text(config.data, config.loop))
         return {}
     return fit(
         build_task(config, load_dataset(config.data, train=False)),
-        load_training_data(config.data),
+        load_data(config),
         loop=config.loop,
         run=Path(config.run),
         config=config,

@@ -1,45 +1,74 @@
 """Stage 2: trains a `NextScaleGenerator` on the tokens of a frozen tokenizer.
 
 The algorithm only; `common.loop.fit` owns the loop. Tokens are computed online from augmented
-images.
+images, or come with the batches from a `TokenCache`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from common.config import config_class
 from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
+from common.estimate import activations_per_image, estimate_memory, length_text
 from common.images import from_uint8
 from common.loop import LoopConfig, Task
-from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
+from common.matrix_optimizers import AnyOptimizerConfig, build_any_optimizer
+from common.optim import EMA, gradient_step
+from common.precision import resolve_precision
 from generator.heads import TokenLoss
 from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.objective import (
+    GuardConfig,
+    ScaleWeights,
+    accuracies,
+    check_limits,
+    scale_weights,
+)
+from generator.self_correction import SelfCorrection, SelfCorrectionConfig
 from tokenizer import ImageTokenizer, TokenPyramid
 
 CLASS_DROPOUT_STREAM = 101
 """Names the random stream of class dropout among a sample's streams (`uniform_from_keys`)."""
 
+MAX_ACCURACY_TOKENS = 512
+"""Tokens of each scale that an evaluation's accuracy is taken over: it looks at all codes."""
+
 
 @config_class
 class GeneratorTrainingConfig:
-    """One stage-2 run: `python scripts/train_generator.py FILE.yaml tokenizer=FOLDER`."""
+    """One stage-2 run: `python scripts/train_generator.py FILE.yaml tokenizer=FOLDER`.
+
+    Args:
+        tokens: folder of `scripts/extract_tokens.py` to read tokens from; None encodes images.
+        label_smoothing: share of the target that is uniform over all codes.
+        scale_weights: "inverse_side" weighs the tokens of a scale by one over the root of its area,
+            at a mean weight of one.
+        self_correction: errors in the token history.
+        guard: when to give up.
+    """
 
     run: str
     tokenizer: str
     data: DataConfig
     model: GeneratorConfig
-    optimizer: OptimizerConfig
+    optimizer: AnyOptimizerConfig
     loop: LoopConfig
+    tokens: str | None = None
     z_loss_weight: float = 1e-4
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    scale_weights: ScaleWeights = "uniform"
     class_dropout: float = 0.1
+    self_correction: SelfCorrectionConfig | None = None
+    guard: GuardConfig = GuardConfig()
     ema_decay: float = 0.999
     num_eval_images: int = 512
     seed: int = 0
@@ -49,6 +78,11 @@ class GeneratorTrainingConfig:
             raise ValueError(f"class_dropout must lie in [0, 1), got {self.class_dropout}")
         if self.z_loss_weight < 0:
             raise ValueError(f"z_loss_weight must not be negative, got {self.z_loss_weight}")
+        if self.tokens is not None and self.self_correction is not None:
+            raise ValueError(
+                f"self_correction quantizes images anew, which tokens {self.tokens!r} replace: "
+                "set one of the two"
+            )
 
 
 class TeacherForcing(nn.Module):
@@ -58,9 +92,11 @@ class TeacherForcing(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, inputs: Tensor, labels: Tensor, indices: Tensor) -> TokenLoss:
+    def forward(
+        self, inputs: Tensor, labels: Tensor, indices: Tensor, *, with_uniform: bool = False
+    ) -> TokenLoss:
         hidden = self.generator(inputs, labels)  # (B, L, W)
-        return self.generator.head.loss(hidden, indices)
+        return self.generator.head.loss(hidden, indices, with_uniform=with_uniform)
 
 
 class GeneratorTask(Task):
@@ -102,11 +138,16 @@ class GeneratorTask(Task):
         self.generator = NextScaleGenerator(config.model, spec, eval_data.label_names)
         self.modules = {"generator": self.generator}
         self.ema = EMA(self.generator, config.ema_decay)
-        self.optimizer = build_optimizer(self.generator, config.optimizer)
+        self.optimizer = build_any_optimizer(self.generator, config.optimizer, seed=config.seed)
+        self.weights = scale_weights(config.scale_weights, spec)  # (L,)
+        self.self_correction: SelfCorrection | None = None
+        if config.self_correction is not None:
+            self.self_correction = SelfCorrection(config.self_correction, image_tokenizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.image_tokenizer.to(accelerator.device)
+        self.weights = self.weights.to(accelerator.device)
         self.ema.average.to(accelerator.device)
         model = TeacherForcing(self.generator)
         self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
@@ -122,13 +163,18 @@ class GeneratorTask(Task):
             step=step,
             total_steps=self.config.loop.steps,
         )
+        check_limits(self.config.guard, scalars)
         self.ema.update(step)
         return scalars
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Nats per token of the averaged weights on held-out images, all scales and each."""
+        """Scores of the averaged weights on held-out images, over all scales and for each.
+
+        `_losses`, and the accuracy of the most likely token on the first tokens of each scale.
+        """
         totals: dict[str, float] = {}
+        right: list[list[Tensor]] = [[] for _ in self.generator.spec.scales]
         count = min(self.config.num_eval_images, len(self.eval_data))
         model = TeacherForcing(self.ema.average)
         for chunk in torch.arange(count).split(64):
@@ -137,7 +183,23 @@ class GeneratorTask(Task):
             tokens, inputs = self._tokenize(images.to(self.accelerator.device))
             for name, value in self._losses(model, inputs, labels, tokens).items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(chunk) / count
-        return totals
+            if any(sum(map(len, found)) < MAX_ACCURACY_TOKENS for found in right):
+                self._compare(inputs, labels, tokens, right)
+        return totals | accuracies(right, self.generator.spec)
+
+    def _compare(
+        self, inputs: Tensor, labels: Tensor, tokens: TokenPyramid, right: list[list[Tensor]]
+    ) -> None:
+        """Adds to each scale whether its tokens are the most likely ones, while any are wanted."""
+        model = self.ema.average
+        with self.accelerator.autocast():
+            hidden = model(inputs, labels)  # (B, L, W)
+        for scale, found in enumerate(right):
+            rows = hidden[:, tokens.spec.scale_slice(scale)].flatten(0, 1)
+            wanted = max(0, MAX_ACCURACY_TOKENS - sum(map(len, found)))
+            if wanted:
+                own = tokens.scale(scale).flatten(0, 1)[:wanted]
+                found.append(model.head.is_best(rows[:wanted], own))
 
     def sample(self, step: int) -> Image.Image | None:
         return self.draw(self.ema.average) if self.draw is not None else None
@@ -155,15 +217,33 @@ class GeneratorTask(Task):
         self.optimizer.load_state_dict(state["optimizer"])
 
     def describe(self) -> str:
-        """Parameters and tokens, for a dry run."""
+        """Parameters, tokens and memory, for a dry run; activations are measured on two images."""
+        config, spec = self.config, self.generator.spec
         count = sum(parameter.numel() for parameter in self.generator.parameters())
         head = sum(parameter.numel() for parameter in self.generator.head.parameters())
-        spec = self.generator.spec
+        model = TeacherForcing(self.generator)
+        indices = torch.zeros(2, spec.length, len(spec.codebook_sizes), dtype=torch.int64)
+        inputs, labels = torch.zeros(2, spec.length, spec.code_dim), torch.zeros(2).long()
+        bf16 = resolve_precision(config.loop.precision) == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            activations = activations_per_image(
+                lambda n: model(inputs[:n], labels[:n], indices[:n])
+            )
+        memory = estimate_memory(
+            count,
+            averaged=count,
+            activations=activations,
+            optimizer=config.optimizer.kind,
+            frozen=sum(parameter.numel() for parameter in self.image_tokenizer.parameters()),
+        )
         return "\n".join(
             [
                 f"generator: {count:,} parameters, of which the head {head:,}",
-                f"scales {spec.scales}: {spec.length} tokens of {spec.bits_per_token:.2f} bits",
-                f"{self.config.loop.steps:,} steps of {self.config.loop.batch_size} images",
+                f"scales {spec.scales}: {spec.length} tokens of {spec.bits_per_token:.2f} bits, "
+                f"{spec.bits_per_image:,.0f} bits per image",
+                memory.text(config.loop.batch_size // config.loop.accumulation),
+                f"activations are the generator's, in {'bf16' if bf16 else 'fp32'}",
+                length_text(config.loop),
             ]
         )
 
@@ -178,7 +258,15 @@ class GeneratorTask(Task):
         return tokens, self.image_tokenizer.next_scale_inputs(tokens)
 
     def _batch_losses(self, batch: Batch) -> dict[str, Tensor]:
-        tokens, inputs = self._tokenize(batch.images)
+        if batch.tokens is not None:
+            tokens = TokenPyramid(batch.tokens, self.generator.spec)
+            inputs = self.image_tokenizer.next_scale_inputs(tokens)
+        elif self.self_correction is not None:
+            with self.accelerator.autocast():
+                tokens, history = self.self_correction.encode(batch)
+            inputs = self.image_tokenizer.next_scale_inputs(history)
+        else:
+            tokens, inputs = self._tokenize(batch.images)
         return self._losses(self.model, inputs, self._drop_labels(batch), tokens)
 
     def _drop_labels(self, batch: Batch) -> Tensor:
@@ -190,15 +278,18 @@ class GeneratorTask(Task):
     def _losses(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, tokens: TokenPyramid
     ) -> dict[str, Tensor]:
-        """`loss` with gradient; mean nats per token, per scale, and mean |log Z|."""
+        """`loss` with gradient; mean nats per token and mean |log Z|, over all scales and each."""
+        smoothing = self.config.label_smoothing
         with self.accelerator.autocast():
-            losses = model(inputs, labels, tokens.indices)
-        nll = losses.nll.mean()
+            losses = model(inputs, labels, tokens.indices, with_uniform=smoothing > 0)
+        penalized = losses.smoothed(smoothing) + self.config.z_loss_weight * losses.z_loss  # (B, L)
+        abs_log_z = losses.log_z.detach().abs()
         found = {
-            "loss": nll + self.config.z_loss_weight * losses.log_z.square().mean(),
-            "nll": nll,
-            "abs_log_z": losses.log_z.abs().mean(),
+            "loss": (penalized * self.weights).mean(),
+            "nll": losses.nll.mean(),
+            "abs_log_z": abs_log_z.mean(),
         }
         for k in range(tokens.spec.num_scales):
             found[f"nll_{k}"] = losses.nll[:, tokens.spec.scale_slice(k)].mean()
+            found[f"abs_log_z_{k}"] = abs_log_z[:, tokens.spec.scale_slice(k)].mean()
         return found

@@ -7,16 +7,15 @@ frozen teacher, a perceptual network and a discriminator on a pretrained backbon
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from common.estimate import activations_per_image, estimate_memory, length_text
+from common.precision import resolve_precision
 from tokenizer.autoencoder import build_autoencoder
 from tokenizer.discriminators import DinoConfig, build_discriminator
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.training import TokenizerTrainingConfig
-
-ADAMW_BYTES, AVERAGED_BYTES = 16, 20
-"""Of a parameter in fp32: weight, gradient and two moments; and its running average."""
 
 
 def describe(config: TokenizerTrainingConfig) -> str:
@@ -24,26 +23,24 @@ def describe(config: TokenizerTrainingConfig) -> str:
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(config.model)
     parts = {name: _count(part) for name, part in image_tokenizer.named_children()}
-    state = AVERAGED_BYTES * sum(parts.values())
+    averaged = sum(parts.values())
     if config.adversary is not None and not isinstance(config.adversary.discriminator, DinoConfig):
         with torch.device("meta"):
             network = build_discriminator(config.adversary.discriminator, config.model.image_size)
         parts["discriminator"] = _count(network)
-        state += ADAMW_BYTES * parts["discriminator"]
     spec, pixels = image_tokenizer.spec, config.model.image_size**2
     bits, loop = spec.bits_per_image, config.loop
-    bf16 = loop.precision == "bf16"
+    bf16 = resolve_precision(loop.precision) == "bf16"
     activations = activation_bytes(config.model, spec.code_dim, bf16=bf16)
+    memory = estimate_memory(sum(parts.values()), averaged=averaged, activations=activations)
     return "\n".join(
         [
             *(f"{name}: {count:,} parameters" for name, count in parts.items()),
             f"scales {spec.scales}: {spec.length:,} tokens of {spec.bits_per_token:.2f} bits",
             f"{bits:,.0f} bits per image, {bits / pixels:.3f} bits per pixel",
-            f"memory: {state / 2**20:,.0f} MiB of weights, gradients, AdamW and averages; about "
-            f"{activations / 2**20:,.0f} MiB an image for the autoencoder's gradient in "
-            f"{'bf16' if bf16 else 'fp32'}",
-            f"{loop.steps:,} steps of {loop.batch_size} images, "
-            f"{loop.steps * loop.batch_size:,} in all",
+            memory.text(loop.batch_size // loop.accumulation),
+            f"activations are the autoencoder's, in {'bf16' if bf16 else 'fp32'}",
+            length_text(loop),
         ]
     )
 
@@ -56,21 +53,9 @@ def activation_bytes(config: TokenizerConfig, latent_channels: int, *, bf16: boo
     """
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         halves = build_autoencoder(config.autoencoder, latent_channels, config.image_size)
-        one, two = (_saved_bytes(nn.Sequential(*halves), n, config.image_size) for n in (1, 2))
-    return two - one  # without the weights and their bf16 copies
-
-
-def _saved_bytes(network: nn.Module, batch_size: int, image_size: int) -> int:
-    saved: list[Tensor] = []  # alive, as the address of a freed storage could be given out again
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.empty(batch_size, 3, image_size, image_size))
-    storages = (tensor.untyped_storage() for tensor in saved)
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+        network = nn.Sequential(*halves)
+        size = config.image_size
+        return activations_per_image(lambda n: network(torch.empty(n, 3, size, size)))
 
 
 def _count(module: nn.Module) -> int:

@@ -1,0 +1,111 @@
+"""What a run will need, before it starts: memory on one process, and how often it sees the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.data import DataConfig, load_dataset
+from common.session import LoopConfig
+
+FP32_BYTES = 4
+# Numbers of state for each parameter; Dion's is for matrices of rank fraction 1 with three sides
+# as long as the fourth, as in a transformer block.
+OPTIMIZER_SLOTS = {"adamw": 2.0, "muon": 1.0, "dion": 4 / 3}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one process when nothing is sharded.
+
+    Args:
+        weights, gradients, optimizer, averages: by arithmetic, all fp32.
+        activations: that autograd keeps of each image of a micro-batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+
+    def text(self, images: int) -> str:
+        """One line for micro-batches of `images` images on a process."""
+        state = self.weights + self.gradients + self.optimizer + self.averages
+        kept = images * self.activations
+        return (
+            f"memory of a process (estimate): weights {_mebibytes(self.weights)}, gradients "
+            f"{_mebibytes(self.gradients)}, optimizer {_mebibytes(self.optimizer)}, averages "
+            f"{_mebibytes(self.averages)}, activations {_mebibytes(kept)} "
+            f"({self.activations / 2**20:,.2f} MiB an image); {_mebibytes(state + kept)} in all, "
+            "without temporary buffers"
+        )
+
+
+def estimate_memory(
+    trained: int, *, averaged: int, activations: int, optimizer: str = "adamw", frozen: int = 0
+) -> MemoryEstimate:
+    """Estimate from numbers of parameters.
+
+    Args:
+        trained: parameters with a gradient.
+        averaged: of those, the ones with a running average.
+        activations: bytes that autograd keeps of one image; see `activations_per_image`.
+        optimizer: its `kind`.
+        frozen: parameters without a gradient.
+    """
+    return MemoryEstimate(
+        weights=FP32_BYTES * (trained + frozen),
+        gradients=FP32_BYTES * trained,
+        optimizer=round(FP32_BYTES * OPTIMIZER_SLOTS[optimizer] * trained),
+        averages=FP32_BYTES * averaged,
+        activations=activations,
+    )
+
+
+def activations_per_image(forward: Callable[[int], object]) -> int:
+    """Bytes that autograd keeps for each further image; `forward(n)` runs on n images.
+
+    Counts what is saved for the backward pass, each storage once, for two images less for one: so
+    weights and their bf16 copies drop out, as do buffers that live within an operator.
+    """
+    one, two = (saved_bytes(lambda n=n: forward(n)) for n in (1, 2))  # type: ignore[misc]
+    return two - one
+
+
+def saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes of all storages that `forward` saves for the backward pass."""
+    saved: list[Tensor] = []  # alive, as the address of a freed storage could be given out again
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    storages = (tensor.untyped_storage() for tensor in saved)
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def length_text(loop: LoopConfig) -> str:
+    """Steps and images of a run."""
+    total = loop.steps * loop.batch_size
+    return f"{loop.steps:,} steps of {loop.batch_size} images, {total:,} in all"
+
+
+def epochs_text(data: DataConfig, loop: LoopConfig) -> str:
+    """How often a run sees the data, if that can be said without downloading it."""
+    if data.streaming is not None:
+        return "epochs: unknown, streamed images are not counted"
+    if data.path != "digits" and not Path(data.path).exists():
+        return f"epochs: unknown, {data.path} is not on this machine"
+    count = len(load_dataset(data, train=True))
+    return f"{loop.steps * loop.batch_size / count:,.2f} epochs of {count:,} training images"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
