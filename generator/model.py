@@ -110,6 +110,7 @@ class NextScaleGenerator(PretrainedModel):
         self.start = _table(spec.scale_lengths[0], width)
         self.level_embedding = nn.Embedding(spec.num_scales, width)
         self.input_projection = nn.Linear(spec.code_dim, width)
+        self.input_projection.optimizer_role = "embedding"  # type: ignore[assignment]
         self.position_table: nn.Parameter | None = None
         if config.position == "learned":
             self.position_table = _table(spec.length, width)

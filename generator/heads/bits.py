@@ -60,14 +60,10 @@ class BitsHead(Head):
 
     def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
         logits = self._bit_logits(hidden)
-        digits = [
-            tokens[..., group, None] >> torch.arange(count, device=tokens.device) & 1
-            for group, count in enumerate(self.num_bits)
-        ]
         log_zs = F.softplus(logits)  # (..., bits)
         log_z = log_zs.sum(-1)
         return TokenLoss(
-            nll=log_z - (logits * torch.cat(digits, dim=-1)).sum(-1),
+            nll=log_z - (logits * self._digits(tokens)).sum(-1),
             log_z=log_z,
             factor_squares=log_zs.square().sum(-1),
             uniform_nll=log_z - logits.sum(-1) / 2 if with_uniform else None,
@@ -75,6 +71,19 @@ class BitsHead(Head):
 
     def distribution(self, hidden: Tensor) -> BitsDistribution:
         return BitsDistribution(self._bit_logits(hidden), self.num_bits)
+
+    @torch.no_grad()
+    def is_best(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Whether every bit of the token is the more likely one, bool `(...)`."""
+        return ((self._bit_logits(hidden) > 0) == self._digits(tokens).bool()).all(-1)
+
+    def _digits(self, tokens: Tensor) -> Tensor:
+        """Bits of tokens `(..., G)`, lowest first, `(..., sum of num_bits)`."""
+        digits = [
+            tokens[..., group, None] >> torch.arange(count, device=tokens.device) & 1
+            for group, count in enumerate(self.num_bits)
+        ]
+        return torch.cat(digits, dim=-1)
 
     def _bit_logits(self, hidden: Tensor) -> Tensor:
         return head_outputs(hidden, self.linear.weight, self.linear.bias)

@@ -27,6 +27,7 @@ from generator.heads.brick_scores import (
 )
 
 NUM_UNIFORMS = 5
+BEST_CHUNK = 256  # tokens whose best code is looked for at a time
 CHUNK = 128  # tokens drawn at a time: 15 MiB of float64 tables
 # Ends of the groups: brick p full; p empty, tetrads elsewhere (p, label); most (p, x, c); type 4.
 ENDS = (3, 3 + 3 * 14, 3 + 3 * 14 + 3 * 15 * 8, 3 + 3 * 14 + 3 * 15 * 8 + 1)
@@ -95,6 +96,27 @@ class CodeGroups:
         sign, place = member // 8, member % 8
         type3 = START_3 + ((((x - 7) * 3 + p) * 8 + c) * 8 + b) * 64 + sign * 32 + signs * 8 + place
         return torch.where(x < 7, type2, type3)
+
+
+def best_code_score(scores: Tensor) -> Tensor:
+    """Score of the best code, `(N, 24, 9)` -> `(N,)`: the sums of `CodeGroups` as maxima."""
+    return torch.cat([_best_code_score(chunk) for chunk in scores.split(BEST_CHUNK)])
+
+
+def _best_code_score(scores: Tensor) -> Tensor:
+    bricks = brick_scores(scores)
+    small = torch.cat([bricks.pair, bricks.plain], dim=1).amax(3)  # (3, 15, 8, n)
+    large = torch.cat([bricks.tetrad.amax(3), bricks.tripled.amax((3, 4))], dim=1)
+    _, small1, small2 = bricks_in_turn(small)
+    _, tetrads1, tetrads2 = bricks_in_turn(bricks.tetrad0.amax(2))
+    best = four_scores(bricks).amax(0)
+    for group in (full_scores(bricks), tetrads1 + tetrads2 + bricks.empty):
+        best = torch.maximum(best, group.amax((0, 1)))
+    for c in range(8):
+        labels = torch.arange(8, device=scores.device) ^ c
+        partners = (small1 + small2.index_select(2, labels)).amax(2)  # (3, 15, n)
+        best = torch.maximum(best, (large[:, :, c] + partners).amax((0, 1)))
+    return best
 
 
 def draw_codes(scores: Tensor, uniforms: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from common.config import config_class
@@ -59,6 +60,11 @@ class CoordinatesHead(LeechHead):
 
     def distribution(self, hidden: Tensor) -> CoordinatesDistribution:
         return CoordinatesDistribution(self._scores(hidden))
+
+    @torch.no_grad()
+    def is_best(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Whether the most likely value of every coordinate is the token's, bool `(...)`."""
+        return (self._scores(hidden).argmax(-1) == self.cells[tokens.squeeze(-1)]).all(-1)
 
     def _scores(self, hidden: Tensor) -> Tensor:
         return self.mixture_scores(hidden)[0].squeeze(-3)

@@ -16,6 +16,7 @@ from torch import Tensor
 from common.config import config_class
 from generator.heads.base import Distribution, TokenLoss
 from generator.heads.brick_tables import NUM_VALUES
+from generator.heads.code_groups import best_code_score
 from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
 from generator.heads.leech_head import LeechHead
 from generator.heads.normalizer import log_normalizer
@@ -65,6 +66,17 @@ class LatticeHead(LeechHead):
         if self.num_mixtures == 1:
             return LatticeDistribution(scores.squeeze(-3))
         return MixtureDistribution(scores, mixture)
+
+    @torch.no_grad()
+    def is_best(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Whether no code scores higher than the token, bool `(...)`."""
+        if self.num_mixtures > 1:
+            return super().is_best(hidden, tokens)
+        scores = self.mixture_scores(hidden)[0].flatten(0, -4)  # (N, 1, 24, 9)
+        own = self.token_scores(scores, tokens.flatten())[:, 0]
+        # The same sums in another order: equal up to rounding.
+        best = best_code_score(scores[:, 0])
+        return (own >= best - 1e-5 * best.abs().clamp(min=1)).view(tokens.shape[:-1])
 
     def _mean(self, scores: Tensor, mixture: Tensor) -> Tensor:
         mean: Tensor = _MeanMixtureScore.apply(scores, mixture, self.cells)

@@ -13,6 +13,8 @@ from generator.heads import (
     LatticeHeadConfig,
     build_head,
 )
+from generator.heads.brick_scores import code_scores
+from generator.heads.code_groups import best_code_score
 from tokenizer.lattices import leech
 from tokenizer.tokens import TokenSpec
 
@@ -99,16 +101,30 @@ def test_z_loss_squares_each_normaliser(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_best_is_the_most_likely_token(name: str) -> None:
+def test_is_best_is_the_most_likely_token(name: str) -> None:
     head = trained_head(name).float()
-    hidden = 3 * torch.randn(8, WIDTH)
-    best = head.best(hidden)
-    if name == "coordinates":  # coordinates first, then the nearest code
-        cells = head.distribution(hidden).scores.argmax(-1) - 4  # type: ignore[attr-defined]
-        assert torch.equal(best[:, 0], leech.nearest(cells.float()))
-        return
-    expected = [group.argmax(1) for group in dense(head, hidden)]
-    assert torch.equal(best, torch.stack(expected, dim=1))
+    hidden = 3 * torch.randn(2, 4, WIDTH)
+    logits = dense(head, hidden.flatten(0, 1))
+    best = torch.stack([group.argmax(1) for group in logits], dim=1).view(2, 4, -1)
+    if name == "coordinates":  # a code whose coordinates are all most likely: sharp scores
+        head.linear.weight.data.zero_()  # type: ignore[union-attr]
+        code = leech.codebook(torch.int64)[123] + 4
+        head.linear.bias.data = torch.eye(9)[code].flatten()  # type: ignore[union-attr]
+        best = torch.full((2, 4, 1), 123)
+    assert head.is_best(hidden, best).all()
+    second = best.clone()
+    second[0, :, -1] = (best[0, :, -1] + 1) % HEADS[name][1][-1]
+    assert head.is_best(hidden, second).tolist() == [[False] * 4, [True] * 4]
+
+
+@pytest.mark.parametrize("spread", [0.1, 10.0])
+def test_the_best_code_of_every_type(spread: float) -> None:
+    scores = spread * torch.randn(40, 24, 9, dtype=torch.float64)
+    scores[10:20, :, ::4] += 3 * spread  # type 4
+    scores[20:30, :, 3:6:2] += 3 * spread  # type 3
+    scores[30:, :, 2::4] += 3 * spread  # type 2
+    expected = code_scores(scores).amax(1)
+    torch.testing.assert_close(best_code_score(scores), expected)
 
 
 def test_every_output_layer_is_marked_for_the_optimizer() -> None:
