@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
             "decoder_blocks": 1,
             "groups": 4,
         },
-        "quantizer": {"kind": "bsq", "num_bits": 8},
+        "quantizer": {"kind": "fsq", "levels": [5, 5, 5]},
     },
     "optimizer": {"lr": 1e-3, "warmup_steps": 3, "schedule": "cosine", "clip_norm": 1.0},
     "loop": {
