@@ -19,7 +19,7 @@ from tokenizer.lattices.leech_order import (
     rank,
     unrank,
 )
-from tokenizer.lattices.leech_search import NUM_GROUPS, search
+from tokenizer.lattices.leech_search import NUM_GROUPS, Method, search
 
 __all__ = [
     "DIM",
@@ -68,7 +68,7 @@ def prepare_vectors(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest(z: Tensor, *, chunk_size: int | None = None) -> Tensor:
+def nearest(z: Tensor, *, chunk_size: int | None = None, method: Method | None = None) -> Tensor:
     """Indices `(...)` int64 of the codes with the largest inner product with `z` `(..., 24)`.
 
     Exact, computed in float32 (float64 for float64 input) whatever autocast or TF32 say; ties, as
@@ -76,16 +76,21 @@ def nearest(z: Tensor, *, chunk_size: int | None = None) -> Tensor:
 
     Args:
         z: any floating dtype, any leading shape, also empty.
-        chunk_size: vectors in flight at once; bounds the memory, which is about 1 kB each and 10 MB
-            more on a CPU, and 15 kB each elsewhere. None chooses it by device.
+        chunk_size: vectors in flight at once in the eager search; bounds the memory, which is about
+            1 kB each and 18 MB more on a CPU, and 15 kB each elsewhere. None chooses it by device.
+        method: "eager" is plain PyTorch, on any device; "kernel" is compiled by numba (extra
+            `fast`), for CPUs and input of float32 or less, with the same indices. Its first call on
+            a machine compiles for about ten seconds; numba keeps the result on disk. None takes the
+            kernel where it can be used.
 
     Raises:
-        ValueError: wrong dtype, last dimension not 24, or values that are not finite.
+        ValueError: wrong dtype, last dimension not 24, values that are not finite, or a method that
+            cannot be used.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, got {chunk_size}")
     flat = prepare_vectors(z)
-    return search(flat, flat, (0, NUM_GROUPS), chunk_size).view(z.shape[:-1])
+    return search(flat, flat, (0, NUM_GROUPS), chunk_size, method).view(z.shape[:-1])
 
 
 def _neighbor_table(indices: Tensor, codes: Tensor) -> Tensor:

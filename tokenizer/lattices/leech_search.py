@@ -3,12 +3,16 @@
 The largest inner product over all codes is a (max, +) convolution over F2^3 of per-brick scores:
 about 10,000 additions and maxima a vector instead of 196,560 dot products. `leech_tile` finds each
 vector's group of codes and its labels; `leech_traceback` then rebuilds the signs from the vector.
+`leech_kernel` does the same, compiled, where numba is installed.
 Only additions, maxima and copies of rows are used: neither autocast nor TF32 can change a result.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +20,9 @@ from torch import Tensor
 from tokenizer.lattices.leech_tile import NUM_GROUPS, Tile
 from tokenizer.lattices.leech_traceback import traceback
 
-__all__ = ["GROUPS_OF_TYPE", "NUM_GROUPS", "search"]
+__all__ = ["GROUPS_OF_TYPE", "NUM_GROUPS", "Method", "has_kernel", "search"]
 
+Method = Literal["eager", "kernel"]
 GROUPS_OF_TYPE = {2: (0, 9), 3: (9, 17), 4: (17, 18)}
 TILE_CPU, BLOCK_CPU = 768, 8192  # a tile's workspace is 9 MB
 BLOCK_CUDA = 32768
@@ -47,8 +52,26 @@ class _Tiles(threading.local):
 _tiles = _Tiles()
 
 
+@lru_cache(maxsize=1)
+def _kernel() -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor] | None:
+    try:
+        from tokenizer.lattices.leech_kernel import search_compiled
+    except ImportError:
+        return None
+    return search_compiled
+
+
+def has_kernel() -> bool:
+    """Whether the compiled search can be used here: numba (extra `fast`) is installed."""
+    return _kernel() is not None
+
+
 def search(
-    type2: Tensor, type3: Tensor, groups: tuple[int, int], chunk_size: int | None = None
+    type2: Tensor,
+    type3: Tensor,
+    groups: tuple[int, int],
+    chunk_size: int | None = None,
+    method: Method | None = None,
 ) -> Tensor:
     """Canonical indices `(N,)` of the nearest codes among `groups`, lowest index on ties.
 
@@ -56,8 +79,27 @@ def search(
         type2: `(N, 24)` float32 or float64, finite; scored against types 2 and 4.
         type3: the vectors as type 3 sees them (coordinates in another order, or the same tensor).
         groups: first and last + 1 of the groups that take part, see `GROUPS_OF_TYPE`.
-        chunk_size: vectors in flight at once; bounds the memory.
+        chunk_size: vectors in flight at once in the eager search; bounds the memory.
+        method: None is the kernel for float32 on a CPU where it can be used, else eager.
+
+    Raises:
+        ValueError: the kernel is asked for and numba, a CPU or float32 is missing.
     """
+    if method not in (None, "eager", "kernel"):
+        raise ValueError(f"method must be eager, kernel or None, got {method!r}")
+    fits = type2.device.type == "cpu" and type2.dtype == torch.float32
+    kernel = _kernel() if fits and method != "eager" else None
+    if kernel is not None:
+        return kernel(type2, type3, groups)
+    if method == "kernel":
+        what = f"{type2.dtype} on {type2.device}, numba {'found' if has_kernel() else 'not found'}"
+        raise ValueError(f"method kernel needs numba and float32 vectors on a CPU, got {what}")
+    return _search_eagerly(type2, type3, groups, chunk_size)
+
+
+def _search_eagerly(
+    type2: Tensor, type3: Tensor, groups: tuple[int, int], chunk_size: int | None
+) -> Tensor:
     count, device = len(type2), type2.device
     on_cpu = device.type == "cpu"
     block = min(chunk_size or (BLOCK_CPU if on_cpu else BLOCK_CUDA), count)

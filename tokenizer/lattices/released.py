@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.lattices import leech
-from tokenizer.lattices.leech_search import NUM_GROUPS, search
+from tokenizer.lattices.leech_search import NUM_GROUPS, Method, search
 
 # Words that span the lexicode; bit k is coordinate 23 - k.
 _LEXICODE = (
@@ -95,12 +95,12 @@ def codebook(dtype: torch.dtype = torch.int8, device: torch.device | str | None 
 
 
 @torch.no_grad()
-def nearest(z: Tensor, *, chunk_size: int | None = None) -> Tensor:
+def nearest(z: Tensor, *, chunk_size: int | None = None, method: Method | None = None) -> Tensor:
     """Rows `(...)` int64 of the codes with the largest inner product with `z` `(..., 24)`.
 
     As `leech.nearest`, except that ties go to the lowest canonical index, not to the lowest row.
     """
     flat = leech.prepare_vectors(z)
     frame_2, frame_3 = flat[:, list(_FRAME_2)], flat[:, list(_FRAME_3)]
-    canonical = search(frame_2, frame_3, (0, NUM_GROUPS), chunk_size)
+    canonical = search(frame_2, frame_3, (0, NUM_GROUPS), chunk_size, method)
     return _rows().to(z.device)[canonical].view(z.shape[:-1])

@@ -85,7 +85,7 @@ def test_nearest_has_the_largest_inner_product(codes: Tensor) -> None:
     cases = _distributions(codes)
     assert sum(len(z) for z in cases.values()) >= 20_000
     for name, z in cases.items():
-        score = (z.double() * codes[leech.nearest(z)]).sum(1)
+        score = (z.double() * codes[leech.nearest(z, method="eager")]).sum(1)
         best = _best_score(z)
         assert (score >= best - 1e-6 * best).all(), name
         exact = (z.double() * codes[leech.nearest(z.double())]).sum(1)
@@ -95,7 +95,7 @@ def test_nearest_has_the_largest_inner_product(codes: Tensor) -> None:
 def test_nearest_is_the_index_of_brute_force(codes: Tensor) -> None:
     for name, z in _distributions(codes).items():
         z = z[:400]
-        found = leech.nearest(z)
+        found = leech.nearest(z, method="eager")
         expected, gap = _brute_force(z, codes)
         clear = gap > 1e-5 * z.norm(dim=1)
         assert torch.equal(found[clear], expected[clear]), name
@@ -118,7 +118,7 @@ def test_exact_ties_go_to_the_lowest_index(codes: Tensor) -> None:
         best = scores.amax(1, keepdim=True)
         tied = scores == best
         assert (tied.sum(1) > 1).any(), name
-        assert torch.equal(leech.nearest(z), tied.to(torch.uint8).argmax(1)), name
+        assert torch.equal(leech.nearest(z, method="eager"), tied.to(torch.uint8).argmax(1)), name
 
 
 def test_every_code_is_nearest_to_itself() -> None:
@@ -129,7 +129,7 @@ def test_every_code_is_nearest_to_itself() -> None:
 @pytest.mark.parametrize("shape", [(24,), (0, 24), (3, 0, 24), (1, 24), (2, 3, 5, 24)])
 def test_shapes(shape: tuple[int, ...]) -> None:
     z = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    indices = leech.nearest(z)
+    indices = leech.nearest(z, method="eager")
     assert indices.shape == shape[:-1]
     assert indices.dtype == torch.int64
     assert torch.equal(indices.reshape(-1), leech.nearest(z.reshape(-1, 24)))
@@ -154,12 +154,13 @@ def test_dtypes_are_computed_in_float32_or_better(dtype: torch.dtype) -> None:
 
 def test_chunks_and_neighbours_in_the_batch_do_not_matter() -> None:
     z = torch.randn(1000, 24, generator=torch.Generator().manual_seed(5))
-    expected = leech.nearest(z)
+    expected = leech.nearest(z, method="eager")
     for chunk_size in (1, 7, 385, 999, 5000):
         part = z if chunk_size > 1 else z[:20]
-        assert torch.equal(leech.nearest(part, chunk_size=chunk_size), expected[: len(part)])
-    assert torch.equal(leech.nearest(z[::3]), expected[::3])
-    assert torch.equal(leech.nearest(z.t().contiguous().t()), expected)
+        found = leech.nearest(part, chunk_size=chunk_size, method="eager")
+        assert torch.equal(found, expected[: len(part)])
+    assert torch.equal(leech.nearest(z[::3], method="eager"), expected[::3])
+    assert torch.equal(leech.nearest(z.t().contiguous().t(), method="eager"), expected)
 
 
 def test_length_does_not_matter_however_large() -> None:
@@ -174,24 +175,24 @@ def test_length_does_not_matter_however_large() -> None:
 def test_autocast_does_not_matter() -> None:
     z = torch.randn(2000, 24, generator=torch.Generator().manual_seed(7))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = leech.nearest(z)
-    assert torch.equal(inside, leech.nearest(z))
+        inside = leech.nearest(z, method="eager")
+    assert torch.equal(inside, leech.nearest(z, method="eager"))
 
 
 def test_works_in_inference_mode_first_and_with_gradients_after() -> None:
     z = torch.randn(50, 24, requires_grad=True)
     with torch.inference_mode():
-        first = leech.nearest(z)
-    again = leech.nearest(z * 1)
+        first = leech.nearest(z, method="eager")
+    again = leech.nearest(z * 1, method="eager")
     assert torch.equal(first, again)
     assert not again.requires_grad
 
 
 def test_threads_do_not_share_workspace() -> None:
     parts = torch.randn(6, 1500, 24, generator=torch.Generator().manual_seed(8))
-    expected = [leech.nearest(z) for z in parts]
+    expected = [leech.nearest(z, method="eager") for z in parts]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(leech.nearest, parts))
+        found = list(pool.map(lambda z: leech.nearest(z, method="eager"), parts))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -203,7 +204,8 @@ def test_selecting_branch_agrees_with_the_gathering_one() -> None:
     columns = z.t().contiguous()
     tile = Tile(torch.empty(Tile.NUM_ROWS, 300))
     found = tile.decide(columns, columns, 0, NUM_GROUPS)
-    assert torch.equal(traceback_all(columns, columns, *found), leech.nearest(z))
+    expected = leech.nearest(z, method="eager")
+    assert torch.equal(traceback_all(columns, columns, *found), expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -223,6 +225,10 @@ def test_wrong_inputs_are_refused() -> None:
         leech.nearest(torch.zeros(4, 24, dtype=torch.int64))
     with pytest.raises(ValueError, match="chunk_size"):
         leech.nearest(torch.zeros(4, 24), chunk_size=0)
+    with pytest.raises(ValueError, match=r"method kernel needs .* got torch.float64"):
+        leech.nearest(torch.zeros(4, 24, dtype=torch.float64), method="kernel")
+    with pytest.raises(ValueError, match="method must be eager, kernel or None, got 'fast'"):
+        leech.nearest(torch.zeros(4, 24), method="fast")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("index", [0, 400, 20_000, 100_000, 196_559])
