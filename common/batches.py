@@ -32,17 +32,20 @@ class Batch:
         labels: `(B,)` int64.
         keys: `(B,)` int64, hash of (seed, epoch, index). All per-sample randomness must come from
             them (see `uniform_from_keys`), so that two processes do what one would.
+        tokens: `(B, L, G)` int64 that stand for the images, which are then empty; or None.
     """
 
     images: Tensor
     labels: Tensor
     keys: Tensor
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.images.to(device), self.labels.to(device), self.keys.to(device))
+        tokens = None if self.tokens is None else self.tokens.to(device)
+        return Batch(self.images.to(device), self.labels.to(device), self.keys.to(device), tokens)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class RawBatch:
     labels: Tensor  # (B,)
     keys: Tensor  # (B,)
     stand_ins: dict[int, int] = field(default_factory=dict)
+    tokens: Tensor | None = None  # (B, L, G) int64
 
 
 class SampleSource(Protocol):
@@ -151,7 +155,7 @@ def _batches(dataset: SampleSource, order: _Order, num_workers: int) -> Iterator
     )
     for raw in loader:
         dataset.note_stand_ins(raw.stand_ins)
-        yield Batch(from_uint8(raw.images), raw.labels, raw.keys)
+        yield Batch(from_uint8(raw.images), raw.labels, raw.keys, raw.tokens)
 
 
 class _Order(Sampler[list[tuple[int, int]]]):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.data import ImageDataset, load_dataset
-from common.program import training_program
+from common.data import ImageDataset, load_dataset, load_training_data
+from common.program import TrainingData, training_program
 from generator.training import GeneratorTask, GeneratorTrainingConfig
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
+from tokenizer.token_cache import TokenCache
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         plan=lambda config: build_task(config, load_dataset(config.data, train=False)).describe(),
         description=__doc__,
         overrides_help="key=value; tokenizer=RUN names stage 1",
+        load_data=load_data,
     )
 
 
@@ -33,6 +35,14 @@ def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> Gene
     return GeneratorTask(
         config, image_tokenizer, eval_data, draw=lambda model: draw_classes(model, image_tokenizer)
     )
+
+
+def load_data(config: GeneratorTrainingConfig) -> TrainingData:
+    """Training images, or their tokens where the config names a folder of them."""
+    if config.tokens is None:
+        return load_training_data(config.data)
+    image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
+    return TokenCache.open(config.tokens, image_tokenizer, config.data)
 
 
 if __name__ == "__main__":

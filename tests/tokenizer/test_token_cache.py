@@ -1,0 +1,171 @@
+"""Caches of tokens: what they hold, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.batches import Batch, build_loader
+from common.data import DataConfig, load_dataset
+from tokenizer import ImageTokenizer, PyramidConfig, TokenizerConfig
+from tokenizer.cnn import CNNConfig
+from tokenizer.token_cache import (
+    CachePlan,
+    TokenCache,
+    make_plan,
+    start_cache,
+    tokenizer_fingerprint,
+    write_shards,
+)
+
+DATA = DataConfig(path="digits", image_size=8, max_images=20, flip=True)
+
+
+def build_tokenizer(seed: int = 0) -> ImageTokenizer:
+    torch.manual_seed(seed)
+    config = TokenizerConfig(
+        image_size=8,
+        pyramid=PyramidConfig(scales=(1, 2)),
+        autoencoder=CNNConfig(
+            channels=(8, 8), patch_size=2, encoder_blocks=1, decoder_blocks=1, groups=4
+        ),
+    )
+    return ImageTokenizer(config).eval()
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> ImageTokenizer:
+    return build_tokenizer()
+
+
+def extract(
+    folder: Path, image_tokenizer: ImageTokenizer, data: DataConfig = DATA, crops: int | None = None
+) -> list[int]:
+    plan, dataset = make_plan(image_tokenizer, data, crops=crops, shard_size=8, precision="fp32")
+    start_cache(folder, plan)
+    return list(write_shards(folder, plan, image_tokenizer, dataset, batch_size=3))
+
+
+def batches(source: object, count: int, workers: int = 0) -> list[Batch]:
+    loader = build_loader(source, batch_size=8, seed=3, num_workers=workers)  # type: ignore[arg-type]
+    return [next(loader) for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_tokens_of_the_images_they_replace(
+    tmp_path: Path, image_tokenizer: ImageTokenizer, workers: int
+) -> None:
+    assert extract(tmp_path, image_tokenizer) == [0, 1, 2]
+    cache = TokenCache.open(tmp_path, image_tokenizer, DATA)
+    assert len(cache) == 20
+    images = batches(load_dataset(DATA, train=True), 4)
+    for cached, online in zip(batches(cache, 4, workers), images, strict=True):
+        assert torch.equal(cached.labels, online.labels)
+        assert torch.equal(cached.keys, online.keys)
+        assert cached.images.shape == (8, 3, 0, 0)
+        assert cached.tokens is not None
+        assert torch.equal(cached.tokens, image_tokenizer.encode(online.images).indices)
+    unflipped = replace(DATA, flip=False)  # a cache may hold more than is wanted
+    cached = batches(TokenCache.open(tmp_path, image_tokenizer, unflipped), 1)[0]
+    assert cached.tokens is not None
+    online = batches(load_dataset(unflipped, train=True), 1)[0]
+    assert torch.equal(cached.tokens, image_tokenizer.encode(online.images).indices)
+
+
+def test_random_crops_are_a_choice_of_those_made(
+    tmp_path: Path, image_tokenizer: ImageTokenizer
+) -> None:
+    data = replace(DATA, crop="random", resize=1.5)
+    extract(tmp_path, image_tokenizer, data, crops=3)
+    cache = TokenCache.open(tmp_path, image_tokenizer, data)
+    keys = torch.arange(60)
+    raw = cache.read([5] * 60, keys)
+    assert raw.tokens is not None
+    assert len(raw.tokens.unique(dim=0)) == 6  # three crops, mirrored or not
+    assert torch.equal(raw.tokens, cache.read([5] * 60, keys).tokens)
+    with pytest.raises(ValueError, match="crops is 3 there and None here"):
+        TokenCache.open(tmp_path, image_tokenizer, replace(data, crop="center"))
+    with pytest.raises(ValueError, match=r"crops None and data\.crop 'random'"):
+        extract(tmp_path / "other", image_tokenizer, data)
+
+
+def test_goes_on_where_it_stopped_and_repairs(
+    tmp_path: Path, image_tokenizer: ImageTokenizer
+) -> None:
+    assert extract(tmp_path, image_tokenizer) == [0, 1, 2]
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert extract(tmp_path, image_tokenizer) == []
+    (tmp_path / "shard_00000.sha256").unlink()  # killed before the checksum
+    damaged = bytearray(before["shard_00002.safetensors"])
+    damaged[-1] ^= 1
+    (tmp_path / "shard_00002.safetensors").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"2 of 3 shards are missing or damaged, .* number 0"):
+        TokenCache.open(tmp_path, image_tokenizer, DATA)
+    assert extract(tmp_path, image_tokenizer) == [0, 2]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_processes_share_the_shards(tmp_path: Path, image_tokenizer: ImageTokenizer) -> None:
+    plan, dataset = make_plan(image_tokenizer, DATA, crops=None, shard_size=8, precision="fp32")
+    start_cache(tmp_path, plan)
+    made = [
+        list(
+            write_shards(
+                tmp_path, plan, image_tokenizer, dataset, batch_size=8, rank=rank, world_size=2
+            )
+        )
+        for rank in range(2)
+    ]
+    assert made == [[0, 2], [1]]
+    TokenCache.open(tmp_path, image_tokenizer, DATA)
+
+
+def test_refuses_another_tokenizer_or_other_data(
+    tmp_path: Path, image_tokenizer: ImageTokenizer
+) -> None:
+    extract(tmp_path, image_tokenizer)
+    other = build_tokenizer(seed=1)
+    for action in (extract, lambda *arguments: TokenCache.open(*arguments, DATA)):
+        with pytest.raises(ValueError, match="tokens of something else: tokenizer is"):
+            action(tmp_path, other)
+    with pytest.raises(ValueError, match=r"data is .* num_images is 20 there and 19 here"):
+        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, max_images=19))
+    with pytest.raises(ValueError, match=r"image_size is 16, but the tokenizer was trained at 8"):
+        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, image_size=16))
+    with pytest.raises(ValueError, match="is not a token cache"):
+        TokenCache.open(tmp_path / "nothing", image_tokenizer, DATA)
+    plain = tmp_path / "plain"
+    extract(plain, image_tokenizer, replace(DATA, flip=False))
+    with pytest.raises(ValueError, match="flip is False there and True here"):
+        TokenCache.open(plain, image_tokenizer, DATA)
+
+
+def test_fingerprint_is_of_what_makes_tokens() -> None:
+    first, second = build_tokenizer(), build_tokenizer()
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
+    with torch.no_grad():
+        next(second.decoder.parameters()).add_(1)
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(second)
+    with torch.no_grad():
+        next(second.encoder.parameters()).view(-1)[0] += 1e-6
+    assert tokenizer_fingerprint(first) != tokenizer_fingerprint(second)
+
+
+def test_shards_cover_the_images() -> None:
+    plan = CachePlan(
+        tokenizer="",
+        data="",
+        num_images=17,
+        shard_size=8,
+        flip=False,
+        crops=None,
+        image_size=8,
+        resize=1.0,
+        scales=[1],
+        codebook_sizes=[5],
+        precision="fp32",
+    )
+    assert [i for shard in range(plan.num_shards) for i in plan.images_of(shard)] == list(range(17))

@@ -1,0 +1,305 @@
+"""Tokens of a whole training set on disk, so that a generator trains without its tokenizer.
+
+A folder of `cache.json` (what the tokens are of) and shards, each one safetensors file with a
+checksum beside it. Every image is there once for each crop and, mirrored, once more; training picks
+by the sample's key, so a mirrored image comes when it would have come from the images themselves.
+With centre crops the tokens of a run are those of the run that encodes images as it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.batches import RawBatch, hash_integers, uniform_from_keys
+from common.cut import FLIP_STREAM
+from common.data import DataConfig, ImageDataset, load_dataset
+from common.images import from_uint8
+from tokenizer.model import ImageTokenizer
+
+PLAN_FILE = "cache.json"
+FORMAT = 1
+CROP_CHOICE_STREAM = 102
+"""Names the random stream that picks one of several crops."""
+LARGEST_INT32 = 2**31
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What the tokens of a cache are of.
+
+    Args:
+        tokenizer: hash of what makes tokens, see `tokenizer_fingerprint`.
+        data: `ImageDataset.fingerprint`.
+        num_images: of the data set; each has `crops` x (2 if `flip`) entries.
+        crops: random crops of an image; None is the centre crop.
+        precision: what the encoder computed in, "fp32" or "bf16".
+    """
+
+    tokenizer: str
+    data: str
+    num_images: int
+    shard_size: int
+    flip: bool
+    crops: int | None
+    image_size: int
+    resize: float | None
+    scales: list[int]
+    codebook_sizes: list[int]
+    precision: str
+    format: int = FORMAT
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    def images_of(self, shard: int) -> range:
+        start = shard * self.shard_size
+        return range(start, min(self.num_images, start + self.shard_size))
+
+
+def tokenizer_fingerprint(image_tokenizer: ImageTokenizer) -> str:
+    """SHA-256 of config and weights, without the decoder's, which no token depends on."""
+    text = json.dumps(image_tokenizer.config_dict(), sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(image_tokenizer.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_plan(
+    image_tokenizer: ImageTokenizer,
+    data: DataConfig,
+    *,
+    crops: int | None,
+    shard_size: int,
+    precision: str,
+) -> tuple[CachePlan, ImageDataset]:
+    """The plan of a cache, and the images in the order of their indices.
+
+    Raises:
+        ValueError: a number of crops without random crops or the other way round, images of another
+            size than the tokenizer's, or data without an index.
+    """
+    if (crops is None) != (data.crop == "center"):
+        raise ValueError(f"crops {crops} and data.crop {data.crop!r}: give crops for random ones")
+    if data.image_size != image_tokenizer.config.image_size:
+        raise ValueError(
+            f"data.image_size is {data.image_size}, but the tokenizer was trained at "
+            f"{image_tokenizer.config.image_size}"
+        )
+    dataset = load_dataset(replace(data, flip=False), train=True)
+    plan = CachePlan(
+        tokenizer=tokenizer_fingerprint(image_tokenizer),
+        data=dataset.fingerprint,
+        num_images=len(dataset),
+        shard_size=shard_size,
+        flip=data.flip,
+        crops=crops,
+        image_size=data.image_size,
+        resize=data.resize,
+        scales=list(image_tokenizer.spec.scales),
+        codebook_sizes=list(image_tokenizer.spec.codebook_sizes),
+        precision=precision,
+    )
+    return plan, dataset
+
+
+def start_cache(folder: Path, plan: CachePlan) -> None:
+    """Writes the plan, or checks that it is the one there.
+
+    Raises:
+        ValueError: the folder holds tokens of something else.
+    """
+    if (folder / PLAN_FILE).is_file():
+        _check_same(folder, read_plan(folder), asdict(plan))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / PLAN_FILE, json.dumps(asdict(plan), indent=2) + "\n")
+
+
+def write_shards(
+    folder: Path,
+    plan: CachePlan,
+    image_tokenizer: ImageTokenizer,
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[int]:
+    """Makes this process's share of the shards that are not there whole; yields each one's number.
+
+    The tokenizer's device is used; autocast is the caller's.
+    """
+    for shard in range(rank, plan.num_shards, world_size):
+        file = _shard_file(folder, shard)
+        if _is_whole(file):
+            continue
+        parts, labels = [], []
+        images = plan.images_of(shard)
+        for start in range(images.start, images.stop, batch_size):
+            indices = list(range(start, min(images.stop, start + batch_size)))
+            tokens, found = _encode(plan, image_tokenizer, dataset, indices)
+            parts.append(tokens)
+            labels.append(found)
+        small = max(plan.codebook_sizes) <= LARGEST_INT32
+        tokens = torch.cat(parts).to(torch.int32 if small else torch.int64)
+        temporary = file.with_suffix(f".{rank}.tmp")
+        save_file({"tokens": tokens, "labels": torch.cat(labels)}, temporary)
+        os.replace(temporary, file)
+        _write_whole(file.with_suffix(".sha256"), _checksum(file) + "\n")
+        yield shard
+
+
+def _encode(
+    plan: CachePlan, image_tokenizer: ImageTokenizer, dataset: ImageDataset, indices: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Tokens `(N, crops, flips, L, G)` and labels `(N,)` of some images."""
+    crops = []
+    for crop in range(plan.crops or 1):
+        # Any fixed keys: a crop's number and the image decide where it lies.
+        keys = hash_integers(torch.tensor(indices), crop)
+        raw = dataset.read(indices, keys)
+        pictures = [raw.images, raw.images.flip(-1)] if plan.flip else [raw.images]
+        flips = [
+            image_tokenizer.encode(from_uint8(images).to(image_tokenizer.device)).indices.cpu()
+            for images in pictures
+        ]
+        crops.append(torch.stack(flips, dim=1))
+    return torch.stack(crops, dim=1), raw.labels
+
+
+class TokenCache:
+    """Tokens in place of images, for `common.loop.fit`; made by `open`."""
+
+    def __init__(self, folder: Path, plan: CachePlan, *, flip: bool) -> None:
+        self.plan = plan
+        self._flip = flip
+        shards = [_read_shard(_shard_file(folder, shard)) for shard in range(plan.num_shards)]
+        self._tokens = [tokens for tokens, _ in shards]
+        self.labels = torch.cat([labels for _, labels in shards])
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, image_tokenizer: ImageTokenizer, data: DataConfig
+    ) -> TokenCache:
+        """Checks everything about a cache but the tokens themselves, which the checksums vouch for.
+
+        Raises:
+            ValueError: no cache, missing or damaged shards, another tokenizer, other data, or data
+                that is cut in a way that the cache does not hold.
+        """
+        folder = Path(folder)
+        found = read_plan(folder)
+        crops = None if data.crop == "center" else found["crops"] or 1
+        flip = bool(found["flip"]) or data.flip  # a cache may hold more than is wanted
+        plan, _ = make_plan(
+            image_tokenizer,
+            replace(data, flip=flip),
+            crops=crops,
+            shard_size=found["shard_size"],
+            precision=found["precision"],
+        )
+        _check_same(folder, found, asdict(plan))
+        missing = [s for s in range(plan.num_shards) if not _is_whole(_shard_file(folder, s))]
+        if missing:
+            raise ValueError(
+                f"{folder}: {len(missing)} of {plan.num_shards} shards are missing or damaged, "
+                f"the first is number {missing[0]}; scripts/extract_tokens.py makes them"
+            )
+        return cls(folder, plan, flip=data.flip)
+
+    def __len__(self) -> int:
+        return self.plan.num_images
+
+    def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
+        """Tokens of the crop and flip that `keys (B,)` choose."""
+        flips = torch.zeros(len(keys), dtype=torch.int64)
+        if self._flip:
+            flips = (uniform_from_keys(keys, FLIP_STREAM) < 0.5).long()
+        draws = uniform_from_keys(keys, CROP_CHOICE_STREAM)
+        crops = (draws * (self.plan.crops or 1)).long()
+        rows = []
+        for index, crop, flip in zip(indices, crops.tolist(), flips.tolist(), strict=True):
+            shard, place = divmod(index, self.plan.shard_size)
+            rows.append(self._tokens[shard][place, crop, flip])
+        return RawBatch(
+            images=torch.empty(len(rows), 3, 0, 0, dtype=torch.uint8),
+            labels=self.labels[list(indices)],
+            keys=keys,
+            tokens=torch.stack(rows).long(),
+        )
+
+    def note_stand_ins(self, stand_ins: Mapping[int, int]) -> None:
+        """Nothing can be unreadable here."""
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The plan as it stands in a folder.
+
+    Raises:
+        ValueError: no plan, or not one that this version reads.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is not a token cache: {error}") from error
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{folder} has format {found.get('format')}, this version reads {FORMAT}")
+    return found
+
+
+def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [
+        f"{key} is {found.get(key)!r} there and {value!r} here"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise ValueError(f"{folder} holds tokens of something else: {'; '.join(differing)}")
+
+
+def _shard_file(folder: Path, shard: int) -> Path:
+    return folder / f"shard_{shard:05d}.safetensors"
+
+
+def _is_whole(file: Path) -> bool:
+    beside = file.with_suffix(".sha256")
+    return file.is_file() and beside.is_file() and beside.read_text().strip() == _checksum(file)
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_shard(file: Path) -> tuple[Tensor, Tensor]:
+    """Tokens and labels, paged in from the file when they are looked at."""
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return shard.get_tensor("tokens"), shard.get_tensor("labels")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a shard of tokens: {error}") from error
+
+
+def _write_whole(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
