@@ -218,7 +218,7 @@ class TokenizerTask(Task):
         config: AlignmentConfig | AdversaryConfig,
         reference: Tensor,
         other: Tensor,
-        parameter: nn.Parameter,
+        parameter: Tensor,
     ) -> Tensor:
         """The weight of `other`, relative to the gradients at `parameter` where it is adaptive."""
         weight = torch.tensor(config.weight, device=other.device)

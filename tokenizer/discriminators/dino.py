@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,9 +139,8 @@ class TimmFeatures(nn.Module):
         super().__init__()
         import timm
 
-        self.model: Any = timm.create_model(
-            config.backbone, pretrained=True, num_classes=0, dynamic_img_size=True
-        )
+        options: dict[str, Any] = {"pretrained": True, "num_classes": 0, "dynamic_img_size": True}
+        self.model = cast(Any, timm.create_model(config.backbone, **options))
         self.indices, self.width = [b - 1 for b in config.blocks], int(self.model.embed_dim)
         _patches_a_side(config, self.model.patch_embed.patch_size[0])
         _check_depth(config, len(self.model.blocks))
