@@ -57,7 +57,7 @@ def gather(state: Any, *, keep: bool = True) -> Any:
         keep: False drops the whole tensors again, for ranks that do not write them.
     """
     if isinstance(state, DTensor):
-        whole = state.detach().full_tensor()
+        whole = state.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(state, Mapping):
         return {key: gather(value, keep=keep) for key, value in state.items()}

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -182,10 +183,12 @@ class _Parts(IterableDataset[_Part]):
 
     def _take(self, lane: Lane) -> tuple[Tensor, Tensor, Tensor]:
         """Images (n, 3, H, W) uint8, labels and keys of the lane's next readable images."""
-        pictures, labels, origins = [], [], []
+        pictures: list[Image.Image] = []
+        labels: list[int] = []
+        origins: list[list[int]] = []
         unreadable = 0
         while len(pictures) < self.images_per_lane:
-            row, *origin = lane.draw()
+            row, *origin = lane.draw()  # origin: epoch, shard, number in the shard
             try:
                 if row.content is None:
                     raise UnreadableImageError("the row is empty")

@@ -21,7 +21,11 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, accelerator: Accelerator) -> None:
-        """Wraps modules and optimizers; called once, before any state is loaded."""
+        """Wraps modules and optimizers; called once, before any state is loaded.
+
+        Give `accelerator.prepare` each module together with its optimizer, as sharding replaces
+        the parameters in both.
+        """
 
     @abstractmethod
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
@@ -49,11 +53,14 @@ class Task(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Modules, optimizers, averages: tensors and plain numbers only."""
+        """Modules, optimizers, averages: tensors, which may be sharded, and plain numbers only.
+
+        Called on all ranks; after it `EMA.average` is whole on the main process.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`; tensors come on the CPU."""
+        """Restores `state_dict`; tensors come on the CPU, or sharded as `state_dict` has them."""
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
