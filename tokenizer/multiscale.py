@@ -117,6 +117,7 @@ class MultiScaleQuantizer(nn.Module):
         super().__init__()
         self.config = config
         self.leaf = leaf
+        leaf.scales_per_batch = len(config.scales)
         self.spec = TokenSpec(
             scales=config.scales,
             codebook_sizes=tuple(leaf.codebook_sizes),

@@ -56,6 +56,8 @@ class Quantizer(nn.Module, ABC):
 
     `reduce_mean` averages a tensor over processes (differentiable) and `gather` joins their rows
     (not differentiable); both are the identity until `connect_processes` or a test replaces them.
+    `scales_per_batch` is how many training passes a batch makes through this quantizer: the scales
+    of a pyramid, which sets it.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Quantizer(nn.Module, ABC):
         self.is_unit_norm = is_unit_norm
         self.is_bounded = is_bounded
         self.has_learned_codebook = has_learned_codebook
+        self.scales_per_batch = 1
         self.reduce_mean: Collective = _identity
         self.gather: Collective = _identity
 

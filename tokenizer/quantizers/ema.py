@@ -18,11 +18,16 @@ from tokenizer.quantizers.base import Quantized, Quantizer
 from tokenizer.quantizers.codebooks import (
     Estimator,
     assignment_sums,
+    check_revival,
     check_table,
     data_codes,
     estimate,
     nearest_code,
     random_codes,
+)
+from tokenizer.quantizers.revival import (
+    Candidates,
+    counts_towards_training,
 )
 
 
@@ -33,8 +38,8 @@ class EMAConfig:
     Args:
         decay: of the averages, per optimizer step.
         smoothing: Laplace smoothing of the usage, in units of uniform usage.
-        revival_threshold: codes whose average usage, in units of uniform usage, falls below this
-            are moved onto random latents of the step; None never does.
+        revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
+            below this are moved onto random latents of the step; None never does.
         max_candidates: latents of a step that are kept for revival, per process.
     """
 
@@ -54,8 +59,7 @@ class EMAConfig:
         check_table(self.dim, self.codebook_size)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
-        if self.revival_threshold is not None and not 0 < self.revival_threshold < 1:
-            raise ValueError(f"revival_threshold must lie in (0, 1), got {self.revival_threshold}")
+        check_revival(self.revival_threshold)
 
 
 class EMAVectorQuantizer(Quantizer):
@@ -121,39 +125,46 @@ class EMAVectorQuantizer(Quantizer):
         self.codebook.copy_(self.sums / usage[:, None])
         self.num_updates += 1
 
-    def _revive(self, candidates: Tensor) -> None:
+    def _revive(self, candidates: Candidates) -> None:
         if self.config.revival_threshold is None:
             return
-        dead = (self.usage < self.config.revival_threshold).nonzero().squeeze(1)
+        threshold = self.config.revival_threshold / self.scales_per_batch
+        dead = (self.usage < threshold).nonzero().squeeze(1)
         # Usage is the same on every process, so all of them take part in the collective or none.
-        if len(dead) == 0:
-            return
-        rows = self.gather(candidates)
-        seed = self.config.seed * 1_000_003 + int(self.num_updates)
-        generator = torch.Generator().manual_seed(seed)
-        # Distinct rows as long as there are enough: two codes on one latent would share it.
-        draw = torch.randperm(len(rows), generator=generator)
-        draw = draw.repeat(-(-len(dead) // len(rows)))[: len(dead)].to(rows.device)
-        self.sums[dead] = rows[draw]
-        self.usage[dead] = 1
+        if len(dead):
+            # As if they had the uniform usage of one scale.
+            self.usage[dead] = 1 / self.scales_per_batch
+            self.sums[dead] = candidates.take(len(dead), self) / self.scales_per_batch
 
     def _quantize(self, z: Tensor) -> Quantized:
         indices = self._encode(z.detach())
         code = self._decode(indices)
-        if self.training and torch.is_grad_enabled() and not _inside_backward():
+        if counts_towards_training(self):
             self._accumulate(z.detach().reshape(-1, self.dim), indices.reshape(-1))
         losses = {"commitment": F.mse_loss(z, code)}
         return Quantized(estimate(self.config.estimator, code, z), indices, code, losses, {})
 
     def _accumulate(self, z: Tensor, indices: Tensor) -> None:
         counts, sums = assignment_sums(z, indices, self.config.codebook_size)
-        limit = self.config.max_candidates
-        if self._pending is None:
-            self._pending = _Pending(counts, sums, _thinned(z, limit))
-            return
+        # Every pass has the same weight: a code of coarse scales is rare among tokens, not dead.
+        counts, sums, limit = counts / len(z), sums / len(z), self.config.max_candidates
         before = self._pending
-        candidates = _thinned(torch.cat([before.candidates, _thinned(z, limit)]), limit)
-        self._pending = _Pending(before.counts + counts, before.sums + sums, candidates)
+        candidates = Candidates.draw(
+            z,
+            seed=self.config.seed,
+            step=self.num_updates,
+            number=0 if before is None else before.passes,
+            limit=limit,
+        )
+        if before is None:
+            self._pending = _Pending(counts, sums, candidates, 1)
+            return
+        self._pending = _Pending(
+            before.counts + counts,
+            before.sums + sums,
+            candidates.merge(before.candidates, limit),
+            before.passes + 1,
+        )
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_code(z, self.codebook.float()).unsqueeze(-1)
@@ -166,16 +177,5 @@ class EMAVectorQuantizer(Quantizer):
 class _Pending:
     counts: Tensor  # (K,)
     sums: Tensor  # (K, D)
-    candidates: Tensor  # (N, D)
-
-
-def _thinned(rows: Tensor, limit: int) -> Tensor:
-    """At most `limit` rows, evenly spread."""
-    if len(rows) <= limit:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, limit, device=rows.device).round().long()]
-
-
-def _inside_backward() -> bool:
-    # Checkpointing recomputes a forward inside the backward pass that asked for it.
-    return bool(torch._C._current_graph_task_id() != -1)
+    candidates: Candidates
+    passes: int

@@ -11,12 +11,14 @@ from torch import Tensor
 from common.config import config_class
 from tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
 from tokenizer.quantizers.codebooks import (
+    check_revival,
     check_table,
     codebook_losses,
     nearest_code,
     random_codes,
     table_parameter,
 )
+from tokenizer.quantizers.revival import Revival
 
 
 @config_class
@@ -28,6 +30,8 @@ class GSQConfig:
         groups: G; a token has G indices of log2(codebook_size) bits.
         renorm_output: return normalised codes. False is as published: only the look-up normalises,
             and the rows that are returned may leave the sphere in training.
+        revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
+            below this are moved onto random latents of the step; None never does.
     """
 
     kind: Literal["gsq"] = "gsq"
@@ -37,10 +41,12 @@ class GSQConfig:
     renorm_output: bool = False
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
+    revival_threshold: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
+        check_revival(self.revival_threshold)
         if self.groups < 1 or self.dim % self.groups:
             raise ValueError(f"dim {self.dim} must be a positive multiple of groups {self.groups}")
 
@@ -66,14 +72,21 @@ class GroupedSphericalQuantizer(Quantizer):
         self.config = config
         rows = random_codes(config.codebook_size, config.dim // config.groups, config.seed)
         self.codebook = table_parameter(unit(rows))
+        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
 
     def _quantize(self, z: Tensor) -> Quantized:
         path = self._directions(z)
         indices = self._nearest(path.detach())
+        if self.revival is not None:
+            self.revival.observe(self, path, indices)
         code = self._decode(indices)
         path = rearrange(path, "... g d -> ... (g d)")
         losses = codebook_losses(path, code)
         return Quantized(straight_through(code, path), indices, code, losses, {})
+
+    def after_step(self) -> None:
+        if self.revival is not None:
+            self.revival.apply_to(self, self.codebook)
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._nearest(self._directions(z))

@@ -16,12 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from common.config import config_class
 from tokenizer.quantizers.base import Quantized, Quantizer, straight_through
 from tokenizer.quantizers.codebooks import (
+    check_revival,
     check_table,
     data_codes,
     nearest_code,
     random_codes,
     table_parameter,
 )
+from tokenizer.quantizers.revival import Revival
 
 
 @config_class
@@ -37,6 +39,8 @@ class LGQConfig:
         peak_weight: of 1 - sum_k p_k², a token's indecision.
         usage_weight: of K sum_k u_k² - 1, the unevenness of the mean responsibilities u.
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows, as published.
+        revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
+            below this are moved onto random latents of the step; None never does.
         chunk_elements: responsibilities held at once, in numbers; changes memory, not results.
     """
 
@@ -50,11 +54,13 @@ class LGQConfig:
     peak_weight: float = 0.005
     usage_weight: float = 0.005
     kmeans_iterations: int = 0
+    revival_threshold: float | None = None
     chunk_elements: int = 2**24
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
+        check_revival(self.revival_threshold)
         if min(self.temperature_start, self.temperature_end) <= 0:
             raise ValueError(
                 "temperature_start and temperature_end must be positive, got "
@@ -87,6 +93,7 @@ class LGQ(Quantizer):
         self.codebook = table_parameter(random_codes(config.codebook_size, config.dim, config.seed))
         self.register_buffer("initialized", torch.tensor(False))
         self.initialized: Tensor
+        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
 
     def schedule(self, step: int, total: int) -> None:
         progress = min(1.0, step / max(1, total - 1))
@@ -104,6 +111,8 @@ class LGQ(Quantizer):
     def _quantize(self, z: Tensor) -> Quantized:
         indices = self._encode(z.detach())
         code = self._decode(indices)
+        if self.revival is not None:
+            self.revival.observe(self, z, indices)
         rows, hard = z.reshape(-1, self.dim), code.detach().reshape(-1, self.dim)
         tau = self._tau(rows.detach(), hard)
         soft, usage, peak = soft_assignment(
@@ -120,6 +129,10 @@ class LGQ(Quantizer):
         entropy = -(usage * usage.clamp_min(1e-30).log()).sum().detach()
         stats = {"soft_perplexity": entropy.exp(), "tau": tau}
         return Quantized(z_q, indices, code, losses, stats)
+
+    def after_step(self) -> None:
+        if self.revival is not None:
+            self.revival.apply_to(self, self.codebook)
 
     def _tau(self, rows: Tensor, hard: Tensor) -> Tensor:
         distance = self.reduce_mean((rows - hard).square().sum(-1).mean())

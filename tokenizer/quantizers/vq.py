@@ -15,6 +15,7 @@ from common.config import config_class
 from tokenizer.quantizers.base import Quantized, Quantizer, unit
 from tokenizer.quantizers.codebooks import (
     Estimator,
+    check_revival,
     check_table,
     codebook_losses,
     data_codes,
@@ -23,6 +24,7 @@ from tokenizer.quantizers.codebooks import (
     random_codes,
     table_parameter,
 )
+from tokenizer.quantizers.revival import Revival
 
 
 @config_class
@@ -33,6 +35,8 @@ class VQConfig:
         cosine: look up by angle; latents and codes are normalised, gradients pass through that.
         estimator: gradient from the code to the latent.
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows of the data.
+        revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
+            below this are moved onto random latents of the step; None never does.
         seed: of the random initial codes and of k-means.
     """
 
@@ -44,10 +48,12 @@ class VQConfig:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     kmeans_iterations: int = 10
+    revival_threshold: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
+        check_revival(self.revival_threshold)
 
 
 class VectorQuantizer(Quantizer):
@@ -69,6 +75,7 @@ class VectorQuantizer(Quantizer):
         self.codebook = table_parameter(random_codes(config.codebook_size, config.dim, config.seed))
         self.register_buffer("initialized", torch.tensor(False))
         self.initialized: Tensor
+        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
 
     @torch.no_grad()
     def init_from_data(self, z: Tensor) -> None:
@@ -89,8 +96,14 @@ class VectorQuantizer(Quantizer):
         indices = self._encode(z.detach())
         code = self._decode(indices)
         path = unit(z) if self.config.cosine else z
+        if self.revival is not None:
+            self.revival.observe(self, path, indices)
         z_q = estimate(self.config.estimator, code, path)
         return Quantized(z_q, indices, code, codebook_losses(path, code), {})
+
+    def after_step(self) -> None:
+        if self.revival is not None:
+            self.revival.apply_to(self, self.codebook)
 
     def _encode(self, z: Tensor) -> Tensor:
         z = unit(z) if self.config.cosine else z

@@ -31,11 +31,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    program = load_program()
-    single = {name: program.train(config, 0, 1) for name, config in program.CONFIGS.items()}
+    single = load_program().train_all(0, 1)
     errors = [run.communicate(timeout=300)[1] for run in runs]
     # Codes revived in the last step start again from uniform usage: gathering rows is tested too.
     assert (single["vq_ema"]["state.quantizer.usage"] == 1).any()
+    for kind in ("vq_revival", "pyramid_vq_ema", "pyramid_gsq"):
+        assert sum(int(single[kind][f"{step}.revived"]) for step in range(3)) > 0, kind
     assert [run.returncode for run in runs] == [0, 0], "\n".join(errors)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for kind, expected in single.items():
