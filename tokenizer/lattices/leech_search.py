@@ -112,16 +112,18 @@ def _search_eagerly(
         tile = _tiles.tile(size, type2.dtype)
     else:
         tile = Tile(torch.empty(Tile.NUM_ROWS, size, dtype=type2.dtype, device=device))
-    group, code, b = torch.empty(3, block, dtype=torch.int64, device=device)
-    # Last tiles and blocks overlap their neighbours, so that all have one size.
-    for start in range(0, count, block):
-        rows = slice(min(start, count - block), min(start + block, count))
-        across2 = type2[rows].t().contiguous()
-        across3 = across2 if type3 is type2 else type3[rows].t().contiguous()
-        for tile_start in range(0, block, size):
-            part = slice(min(tile_start, block - size), min(tile_start + size, block))
-            tile2 = across2[:, part]
-            tile3 = tile2 if type3 is type2 else across3[:, part]
-            group[part], code[part], b[part] = tile.decide(tile2, tile3, *groups)
-        indices[rows] = traceback(across2, across3, group, code, b)
+    # Cheaper dispatch than no_grad; only `indices`, born before, leaves it.
+    with torch.inference_mode():
+        labels = torch.empty(3, block, dtype=torch.int64, device=device)
+        # Last tiles and blocks overlap their neighbours, so that all have one size.
+        for start in range(0, count, block):
+            rows = slice(min(start, count - block), min(start + block, count))
+            across2 = type2[rows].t().contiguous()
+            across3 = across2 if type3 is type2 else type3[rows].t().contiguous()
+            for tile_start in range(0, block, size):
+                part = slice(min(tile_start, block - size), min(tile_start + size, block))
+                tile2 = across2[:, part]
+                tile3 = tile2 if type3 is type2 else across3[:, part]
+                tile.decide(tile2, tile3, *groups, out=labels[:, part])
+            indices[rows] = traceback(across2, across3, *labels)
     return indices

@@ -239,14 +239,13 @@ class Tile:
         torch.add(self.total, centre, out=self.total)
         torch.amax(self.total.view(24, -1), 0, out=self.groups[2:17].view(-1))
 
-    def decide(
-        self, type2: Tensor, type3: Tensor, first: int, stop: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Group, code and label b of the best codes in groups [first, stop), see `traceback`.
+    def decide(self, type2: Tensor, type3: Tensor, first: int, stop: int, out: Tensor) -> None:
+        """Writes group, code and label b of the best codes in groups [first, stop) to `out`.
 
         Args:
             type2: the vectors `(24, size)` as types 2 and 4 see them.
             type3: the vectors as type 3 sees them.
+            out: `(3, size)` int64, for `traceback`.
         """
         self.vectors.copy_(type2)
         self._score_type_2()
@@ -254,10 +253,11 @@ class Tile:
             self.vectors.copy_(type3)
         self._score_words()
         self._convolve()
-        group = self.groups[first:stop].max(0).indices + first
+        group, code, b = out
+        torch.add(self.groups[first:stop].max(0).indices, first, out=group)
         row = (group - 2).clamp_(0, LABELLED - 1)
         total = self.total.view(24, LABELLED, -1).gather(1, row.expand(24, 1, -1))[:, 0]
-        code = self.codes[2] = total.max(0).indices + 24 * row
-        sides = self.laid_out.gather(0, self.rows.labels.index_select(1, code))
-        b = (sides[:8] + sides[8:]).max(0).indices
-        return group, self.codes.gather(0, group.clamp(max=2)[None])[0], b
+        torch.add(total.max(0).indices, row, alpha=24, out=self.codes[2])
+        sides = self.laid_out.gather(0, self.rows.labels.index_select(1, self.codes[2]))
+        torch.gather(self.codes, 0, group.clamp(max=2)[None], out=code[None])
+        b.copy_((sides[:8] + sides[8:]).max(0).indices)

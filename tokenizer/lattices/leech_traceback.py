@@ -32,6 +32,9 @@ class _Tables:
     odd_2c: Tensor  # (3, 1344) bool: sign parities of bricks p, q1, q2
     signs_3: Tensor  # (24, 1536) float32 signs of the three brick words
     sides_3: Tensor  # (3, 3) weights of the complement bits of the bricks, by p
+    minus: Tensor  # (4,) `8 h + k3` of a negative sum or difference, of each half
+    plus: Tensor  # (4,)
+    weights: Tensor  # (8, 1) of the sign bits of a full brick
 
 
 @lru_cache(maxsize=8)
@@ -62,6 +65,9 @@ def _tables(device: torch.device) -> _Tables:
         odd_2c=columns(odd_2c).bool(),
         signs_3=torch.tensor(signs_3, device=device).t().contiguous(),
         sides_3=columns([[0, 2, 1], [1, 0, 2], [2, 1, 0]]),
+        minus=torch.tensor([6, 14, 4, 12], device=device),
+        plus=torch.tensor([0, 8, 2, 10], device=device),
+        weights=torch.tensor([[64, 32, 16, 8, 4, 2, 1, 0]], device=device).t(),
     )
 
 
@@ -71,28 +77,24 @@ def _best_half(halves: Tensor, odd: Tensor) -> Tensor:
     The number of minus signs must be odd where `odd` `(..., N)`. Of the first two coordinates
     either the sum decides (equal signs) or the difference (unlike signs), of the last two likewise.
     """
-    first, second, third, fourth = halves
-    left = torch.stack([first + second, first - second])  # (2 equal or unlike, 2 h, ..., N)
-    right = torch.stack([third + fourth, third - fourth])
+    first, last = halves[0::2], halves[1::2]  # of the first and of the last two coordinates
+    left, right = torch.stack([first + last, first - last], 1)  # (2 equal or unlike, 2 h, ..., N)
     right = torch.where(odd, right.flip(0), right)
     score = (left.abs() + right.abs()).flatten(0, 1)
     # Minus bits of equal signs: 000 or 110; of unlike ones: 010 or 100. The third is right's sign.
-    bits = (left < 0) * 2
-    bits[0] *= 3
-    bits[1] += 2
-    bits += right < 0
-    bits[:, 1] += 8
-    return bits.flatten(0, 1).masked_fill_(score != score.amax(0), 16).amin(0)
+    tables = _tables(halves.device)
+    bits = torch.where((left < 0).flatten(0, 1).movedim(0, -1), tables.minus, tables.plus)
+    bits = bits.movedim(-1, 0) + (right < 0).flatten(0, 1)
+    return bits.masked_fill_(score != score.amax(0), 16).amin(0)
 
 
 def _sign_bits(values: Tensor) -> Tensor:
-    """Minus bits, first one highest, of all but the last of `(n, N)` in the best even signs."""
-    size, minus = values.abs(), values < 0
-    weights = (1 << torch.arange(len(values) - 1, -1, -1, device=values.device)) >> 1
-    signed = torch.where(minus, weights[:, None], 0)
+    """Minus bits, first one highest, of all but the last of `(8, N)` in the best even signs."""
+    size, minus, weights = values.abs(), values < 0, _tables(values.device).weights
+    bits = torch.where(minus, weights, 0)
     # The cheapest flip; among equals the one that leaves the smallest bits.
-    change = torch.where(size == size.amin(0), weights[:, None] - 2 * signed, 1 << len(values))
-    return signed.sum(0) + change.amin(0) * (minus.sum(0) & 1)
+    change = torch.where(size == size.amin(0), weights - 2 * bits, 256).amin(0)
+    return bits.sum(0) + change * (minus.sum(0) & 1)
 
 
 def _type_2a(vectors: Tensor, p: Tensor, b: Tensor) -> Tensor:

@@ -202,8 +202,8 @@ def test_selecting_branch_agrees_with_the_gathering_one() -> None:
     z[:40] = leech.unrank(torch.arange(0, 8000, 200)).float() + 0.1 * z[:40]
     z[40:60] *= torch.rand(20, 24) < 0.1
     columns = z.t().contiguous()
-    tile = Tile(torch.empty(Tile.NUM_ROWS, 300))
-    found = tile.decide(columns, columns, 0, NUM_GROUPS)
+    tile, found = Tile(torch.empty(Tile.NUM_ROWS, 300)), torch.empty(3, 300, dtype=torch.int64)
+    tile.decide(columns, columns, 0, NUM_GROUPS, out=found)
     expected = leech.nearest(z, method="eager")
     assert torch.equal(traceback_all(columns, columns, *found), expected)
 
