@@ -189,6 +189,8 @@ class Session:
                     if self.is_due(self.loop.log_every):
                         self.log(meter, bar)
                 meter.add_other("logging", watch())
+                if measure is not None:
+                    measure()
                 with record_function("evaluation"):
                     if self.is_due(self.loop.eval_every):
                         self.evaluate()
@@ -199,8 +201,6 @@ class Session:
                     if self.is_due(self.loop.save_every):
                         self.save()
                 meter.add_other("saving", watch())
-                if measure is not None:
-                    measure()
         logger.info("time of this session: %s", time_text(meter.spent))
 
     def is_due(self, interval: int | None) -> bool:
