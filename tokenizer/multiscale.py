@@ -111,6 +111,9 @@ class MultiScaleQuantizer(nn.Module):
 
     `encode`, `accumulate` and `next_scale_inputs` run the same operations in the same order, so
     teacher forcing and step-by-step decoding agree bit for bit.
+
+    The decoder's gradient goes straight through to the latent, whatever the leaf's estimator; soft
+    or rotated gradients of a leaf reach the encoder through its own losses.
     """
 
     def __init__(self, config: PyramidConfig, leaf: Quantizer) -> None:

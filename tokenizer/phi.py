@@ -18,9 +18,8 @@ class Phi(nn.Conv2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
-        with torch.no_grad():
-            nn.init.dirac_(self.weight)
-            nn.init.zeros_(self.bias)
+        nn.init.dirac_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.lerp(maps, super().forward(maps), RATIO)

@@ -60,6 +60,23 @@ def test_gradients_are_straight_through_to_the_latent_and_direct_to_gains():
     assert float(pyramid.log_gains.grad[3]) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
+def test_the_loss_pulls_every_prefix_to_the_latent_and_the_latent_lightly_back():
+    pyramid = make(radius=None, commitment_weight=0.25)  # a Leech code has no losses of its own
+    z = latent().requires_grad_(True)
+    quantized = pyramid(z)
+    quantized.loss.backward()
+    prefixes = [state.latent for state in pyramid.states(quantized.tokens)][1:]
+    errors = torch.stack([(prefix - z).detach() for prefix in prefixes])  # (scales, B, C, S, S)
+    assert float(quantized.loss.detach()) == pytest.approx(1.25 * float(errors.square().mean()), rel=1e-5)
+    expected = -0.25 * 2 * errors.mean(0) / z.numel()
+    assert torch.allclose(z.grad, expected, atol=1e-9)
+    # d prefix_k / d log g_j is scale j's contribution for k >= j; the latent is held fixed.
+    steps = torch.stack(prefixes).detach().diff(dim=0, prepend=torch.zeros(1, *z.shape))
+    for j in range(4):
+        slope = 2 * (errors[j:] * steps[j]).sum() / errors.numel()
+        assert float(pyramid.log_gains.grad[j]) == pytest.approx(float(slope), rel=1e-3)
+
+
 def test_more_scales_leave_a_smaller_residual():
     pyramid = make(gain="fixed", initial_gains=(2.0, 1.5, 1.2, 1.0))
     stats = pyramid(latent(batch=16)).stats
