@@ -39,10 +39,10 @@ def tokenizer_folder(
     return folder
 
 
-def training_config(run: Path, tokenizer: Path, **changes: Any) -> GeneratorTrainingConfig:
+def training_config(folder: Path, tokenizer: Path, **changes: Any) -> GeneratorTrainingConfig:
     """A run of two steps on 48 digits; keyword arguments replace whole parts."""
     data: dict[str, Any] = {
-        "run": str(run),
+        "run": str(folder / "run"),
         "tokenizer": str(tokenizer),
         "data": {"path": "digits", "image_size": 16, "max_images": 48, "flip": True},
         "model": {"depth": 2, "width": 32, "num_heads": 2, "num_classes": 10},
@@ -56,4 +56,4 @@ def training_config(run: Path, tokenizer: Path, **changes: Any) -> GeneratorTrai
 @pytest.fixture
 def make_config(tmp_path: Path, tokenizer_folder: Path) -> MakeConfig:
     """`training_config` in a fresh run folder."""
-    return partial(training_config, tmp_path / "run", tokenizer_folder)
+    return partial(training_config, tmp_path, tokenizer_folder)

@@ -1,0 +1,132 @@
+"""Stage 2 as a task: optimizers, losses, logs, limits, resumption, training from tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import to_dict
+from common.data import load_dataset, load_training_data
+from common.loop import fit
+from generator.training import GeneratorTask, GeneratorTrainingConfig
+from scripts import extract_tokens, train_generator
+from tokenizer import ImageTokenizer
+
+EVERYTHING: dict[str, Any] = {
+    "optimizer": {"kind": "dion", "lr": 0.01, "rank_fraction": 0.5, "schedule": "warmdown"},
+    "label_smoothing": 0.1,
+    "scale_weights": "inverse_side",
+    "self_correction": {"probability": 0.3},
+}
+
+
+def train(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> dict[str, float]:
+    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    data = load_training_data(config.data)
+    return fit(task, data, loop=config.loop, run=config.run, config=config, seed=config.seed)
+
+
+def state(run: str | Path, step: int) -> dict[str, Any]:
+    file = Path(run) / "checkpoints" / f"step_{step:06d}" / "state.pt"
+    task: dict[str, Any] = torch.load(file, weights_only=True)["task"]
+    return task
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def test_everything_at_once_logs_every_scale_and_resumes(
+    make_config: Any, image_tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
+    loop = {"steps": 4, "batch_size": 16, "log_every": 1, "save_every": 2}
+    whole = make_config(**EVERYTHING, loop=loop)
+    scores = train(whole, image_tokenizer)
+    lines = [json.loads(line) for line in (Path(whole.run) / "metrics.jsonl").open()]
+    for scale in range(3):
+        assert lines[0][f"nll_{scale}"] > 5
+        assert lines[0][f"abs_log_z_{scale}"] == pytest.approx(12.19, abs=0.2)  # uniform
+        assert 0 <= scores[f"accuracy_{scale}"] <= 1
+    mean = sum(scores[f"nll_{k}"] * n for k, n in enumerate((1, 4, 16))) / 21
+    assert scores["nll"] == pytest.approx(mean, rel=1e-5)
+    # Stopped after two steps, and started again.
+    stopped = make_config(**EVERYTHING, loop=loop, run=str(tmp_path / "stopped"))
+    train(stopped, image_tokenizer)
+    checkpoints = Path(stopped.run) / "checkpoints"
+    (checkpoints / "step_000004" / "state.pt").unlink()
+    train(stopped, image_tokenizer)
+    assert_same(state(stopped.run, 4), state(whole.run, 4))
+
+
+def test_muon_trains_and_saves(make_config: Any, image_tokenizer: ImageTokenizer) -> None:
+    config = make_config(optimizer={"kind": "muon", "lr": 1e-3})
+    before = GeneratorTask(
+        config, image_tokenizer, load_dataset(config.data, train=False)
+    ).generator.state_dict()
+    train(config, image_tokenizer)
+    after = state(config.run, 2)["generator"]
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert {"blocks.1.mlp.fc1.weight", "head.linear.weight", "start"} <= set(changed)
+
+
+def test_the_head_and_the_input_projection_are_no_hidden_matrices(
+    make_config: Any, image_tokenizer: ImageTokenizer
+) -> None:
+    config = make_config(**EVERYTHING)
+    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    names = {id(p): name for name, p in task.generator.named_parameters()}
+    claimed = {
+        names[id(p)]: (group["algorithm"], group["lr_scale"])
+        for group in task.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert claimed.keys() == set(names.values())
+    assert claimed["head.linear.weight"] == ("lion", 1 / math.sqrt(32))
+    for name in ("input_projection.weight", "class_embedding.weight", "start", "head.linear.bias"):
+        assert claimed[name] == ("lion", 1.0)
+    assert claimed["blocks.0.attention.proj.weight"] == ("dion", 1.0)
+
+
+def test_a_limit_stops_the_run(make_config: Any, image_tokenizer: ImageTokenizer) -> None:
+    config = make_config(guard={"abs_log_z": 5.0})
+    with pytest.raises(RuntimeError, match=r"step 0: abs_log_z is 12\.\d+, guard\.abs_log_z is 5"):
+        train(config, image_tokenizer)
+
+
+def test_tokens_and_self_correction_exclude_each_other(make_config: Any) -> None:
+    with pytest.raises(ValueError, match="self_correction quantizes images anew"):
+        make_config(tokens="somewhere", self_correction={"probability": 0.1})
+
+
+def test_training_from_tokens_is_training_from_images(make_config: Any, tmp_path: Path) -> None:
+    """Bit for bit, with mirrored images, over two epochs."""
+    loop = {"steps": 4, "batch_size": 24, "log_every": 1}
+    online = make_config(loop=loop)
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(to_dict(online)))
+    tokens = [f"tokens={tmp_path / 'tokens'}"]
+    with pytest.raises(ValueError, match="tokens: missing"):
+        extract_tokens.main([str(file)])
+    with pytest.raises(ValueError, match="is not a token cache"):
+        train_generator.main([str(file), *tokens, f"run={tmp_path / 'cached'}"])
+    assert extract_tokens.main([str(file), *tokens, "--shard-size", "20"]) == 3
+    assert extract_tokens.main([str(file), *tokens, "--shard-size", "20"]) == 0
+    train_generator.main([str(file)])
+    train_generator.main([str(file), *tokens, f"run={tmp_path / 'cached'}"])
+    assert_same(state(tmp_path / "cached", 4), state(online.run, 4))
