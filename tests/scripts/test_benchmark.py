@@ -4,32 +4,41 @@ import pytest
 import torch
 
 from scripts import benchmark
-from tokenizer.lattices import leech
+from tokenizer.lattices import search_benchmark
+from tokenizer.lattices.search_benchmark import Exactness
 
 
-def test_all_methods_find_the_same_codes() -> None:
-    z = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
-    half = benchmark.half_search(leech.codebook(torch.float32))
-    assert torch.equal(half(z), leech.nearest(z))
-
-
-def test_search_prints_a_line_per_method(capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_prints_a_line_per_method(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_benchmark, "TILES", ((256, 1024),))
     threads = torch.get_num_threads()
     arguments = ["search", "--sizes", "40", "--repeats", "1", "--brute-vectors", "20"]
     benchmark.main([*arguments, "--threads", str(threads)])
     lines = capsys.readouterr().out.splitlines()
     assert f"{threads} threads" in lines[0]
-    for name, line in zip(("structured", "tiles of", "half"), lines[1:4], strict=True):
-        assert name in line
-    assert "scaled x2" in lines[2]
+    assert "matrix product" in lines[1]
+    rows = {line.split("  ")[0]: line for line in lines[2:]}
+    assert "structured, eager" in rows
+    tiles = next(line for name, line in rows.items() if name.startswith("tiles of"))
+    assert "(20 of 40, scaled)" in tiles
+    assert tiles.split(" x ")[-2].split()[-1] == "1.0"  # the ratio of the reference to itself
+    assert any(name.startswith("half the codes") for name in rows)
 
 
-def test_exactness_counts_and_measures() -> None:
-    results = {name: values for name, *values in benchmark.exactness(70)}
-    assert len(results) == 7
-    assert all(count == 10 and loss <= 1e-6 for count, _, loss in results.values())
-    assert results["gaussian"][1] == 0
-    assert results["integers"][1] == 0  # exact ties: the lowest index in both
+def test_exactness_sums_by_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["search", "--exactness", "70"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": gaussian")
+    integers = [line for line in lines if line.startswith("integers")]
+    assert all("10 vectors,      0 other indices, loss <= 0.0e+00" in line for line in integers)
+
+
+def test_exactness_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [Exactness("gaussian", "eager", 5, 1, loss) for loss in (0.0, 2e-6, 0.0)]
+    monkeypatch.setattr(benchmark, "exactness", lambda count: parts)
+    with pytest.raises(SystemExit, match=r"not exact: a product is 2\.0e-06 below"):
+        benchmark.main(["search", "--exactness", "15"])
 
 
 def test_a_command_is_needed() -> None:
