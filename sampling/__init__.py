@@ -1,5 +1,6 @@
 """Generator and tokenizer to images, and how good they are."""
 
+from sampling.editing import edit
 from sampling.generate import (
     Generated,
     SamplingConfig,
@@ -15,6 +16,7 @@ __all__ = [
     "Pipeline",
     "SamplingConfig",
     "ScaleStep",
+    "edit",
     "generate",
     "generate_progressively",
     "var_guidance",

@@ -1,15 +1,15 @@
 """The next-scale loop: labels and seeds in, tokens and images out.
 
 One step a scale: transformer over the new scale's positions (conditional and unconditional images
-stacked in one batch), distribution -> guided -> tempered -> top-k -> top-p -> drawn, tokenizer's
-sum extended.
+stacked in one batch), distribution -> guided -> tempered -> top-k -> top-p -> min-p -> drawn,
+tokenizer's sum extended.
 
 Shapes: B images, S scales, n_k tokens of scale k, R uniforms a draw, G codebooks of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from generator.heads import Distribution, Head
 from generator.heads.base import CategoricalDistribution
 from generator.model import NextScaleGenerator, check_labels
 from sampling.guidance import num_paired_scales
-from sampling.logits import top_k, top_p
+from sampling.logits import min_p, top_k, top_p
 from sampling.schedules import Schedule, resolve_schedule
 from sampling.seeds import SeededUniforms
 from tokenizer.model import ImageTokenizer
@@ -30,6 +30,9 @@ from tokenizer.tokens import TokenPyramid, TokenSpec
 
 # Tokens are drawn in blocks of rows, so that dense logits stay under 64 MiB whatever the batch.
 MAX_LOGITS = 1 << 24
+
+# Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with.
+Revise = Callable[[PyramidState, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ScaleSettings:
     temperature: float
     top_k: int | None
     top_p: float | None
+    min_p: float | None
 
 
 @config_class
@@ -52,19 +56,21 @@ class SamplingConfig:
         temperature: divides the guided logits.
         top_k: keep the k best codes; fractional values of a ramp are rounded. None keeps all.
         top_p: keep the best codes that hold this much probability. None keeps all.
+        min_p: keep codes at least this much as probable as the best one. None keeps all.
     """
 
     guidance_scale: Schedule = 1.0
     temperature: Schedule = 1.0
     top_k: Schedule | None = None
     top_p: Schedule | None = None
+    min_p: Schedule | None = None
 
     def resolve(self, spec: TokenSpec) -> tuple[ScaleSettings, ...]:
         """Settings of each scale of a pyramid.
 
         Raises:
             ValueError: list of another length than the scales, temperature not above 0, top_p
-                outside (0, 1], top_k not an integer in [1, number of codes].
+                outside (0, 1], min_p outside [0, 1], top_k not an integer in [1, number of codes].
         """
         count = spec.num_scales
         guidance = resolve_schedule(self.guidance_scale, count, "guidance_scale")
@@ -77,10 +83,16 @@ class SamplingConfig:
             for value in values:
                 if not 0 < value <= 1:
                     raise ValueError(f"top_p must be in (0, 1], got {value}")
+        relative: Sequence[float | None] = (None,) * count
+        if self.min_p is not None:
+            relative = values = resolve_schedule(self.min_p, count, "min_p")
+            for value in values:
+                if not 0 <= value <= 1:
+                    raise ValueError(f"min_p must be in [0, 1], got {value}")
         kept: Sequence[int | None] = (None,) * count
         if self.top_k is not None:
             kept = self._resolve_top_k(self.top_k, spec)
-        rows = zip(guidance, temperature, kept, nucleus, strict=True)
+        rows = zip(guidance, temperature, kept, nucleus, relative, strict=True)
         return tuple(ScaleSettings(*row) for row in rows)
 
     @staticmethod
@@ -117,11 +129,15 @@ def generate(
     labels: Tensor,
     seeds: Sequence[int] | Tensor,
     config: SamplingConfig | None = None,
+    *,
+    revise: Revise | None = None,
 ) -> Generated:
     """Generates one image per label and seed.
 
-    An image's random numbers come from its own seed alone; its tokens can depend on the batch only
-    where rounding in the matrix products moves a probability across a random number.
+    An image's random numbers come from its own seed alone. Matrix products round differently in
+    batches of different sizes, which can move a probability across a random number; among batches
+    of one size an image depends neither on its place nor on the others. `Pipeline` keeps to one
+    size.
 
     Args:
         generator: in eval mode, on the tokenizer's device.
@@ -129,6 +145,7 @@ def generate(
         labels: (B,) in [0, num_classes]; num_classes is the null class.
         seeds: B integers.
         config: defaults to plain sampling.
+        revise: may replace each scale's tokens before the next scale sees them.
 
     Raises:
         ValueError: labels out of range, another number of seeds than labels, a tokenizer of another
@@ -136,7 +153,8 @@ def generate(
     """
     tokens = []
     with torch.inference_mode():
-        for scale_tokens, state in _scales(generator, image_tokenizer, labels, seeds, config):
+        steps = _scales(generator, image_tokenizer, labels, seeds, config, revise)
+        for scale_tokens, state in steps:
             tokens.append(scale_tokens)
             latent = state.latent
         images = image_tokenizer.decode_latent(latent)
@@ -172,6 +190,7 @@ def _scales(
     labels: Tensor,
     seeds: Sequence[int] | Tensor,
     config: SamplingConfig | None,
+    revise: Revise | None = None,
 ) -> Iterator[tuple[Tensor, PyramidState]]:
     """Tokens (B, n_k, G) of each scale and the tokenizer's state after it."""
     _check(generator, image_tokenizer, labels, seeds)
@@ -194,6 +213,8 @@ def _scales(
         hidden = rearrange(hidden, "(c b) n w -> c (b n) w", c=copies)
         rows = _draw(generator.head, hidden, setting, uniforms, batch, generator.spec)
         tokens = rearrange(rows, "(b n) g -> b n g", b=batch)
+        if revise is not None:
+            tokens = revise(state, tokens)
         state = image_tokenizer.accumulate(state, tokens)
         yield tokens, state
 
@@ -223,30 +244,49 @@ def _draw(
     spec: TokenSpec,
 ) -> Tensor:
     """Tokens (B n, G) from hidden states (1 or 2, B n, W), the conditional ones first."""
-    num_rows = hidden.shape[1]
-    step = max(1, MAX_LOGITS // (max(spec.codebook_sizes) * spec.num_codebooks))
+    length = hidden.shape[1] // batch
+    most = max(1, MAX_LOGITS // (max(spec.codebook_sizes) * spec.num_codebooks))
     numbers: Tensor | None = None
     tokens = []
-    for start in range(0, num_rows, step):
-        distribution = head.distribution(hidden[0, start : start + step])
+    for rows in row_blocks(batch, length, most):
+        distribution = head.distribution(hidden[0, rows])
         if setting.guidance_scale != 1:
-            unconditional = head.distribution(hidden[1, start : start + step])
+            unconditional = head.distribution(hidden[1, rows])
             distribution = distribution.guided(unconditional, setting.guidance_scale)
         distribution = filtered(distribution.tempered(setting.temperature), setting, spec)
         if numbers is None:  # drawn for all rows at once: an image's stream knows no blocks
-            numbers = uniforms.draw(num_rows // batch, distribution.num_uniforms)
+            numbers = uniforms.draw(length, distribution.num_uniforms)
             numbers = rearrange(numbers, "b n r -> (b n) r").to(hidden.device)
-        tokens.append(distribution.sample(numbers[start : start + step]))
+        tokens.append(distribution.sample(numbers[rows]))
     return torch.cat(tokens)
 
 
+def row_blocks(batch: int, length: int, most: int) -> list[slice]:
+    """Cuts `batch * length` rows, image after image, into blocks of at most `most` (at least 1).
+
+    All images are cut alike, so that an image's rounding does not depend on its place: a block is
+    whole images, equally many in each, or one image's rows.
+    """
+    if length > most:
+        starts = range(0, length, most)
+        return [
+            slice(image * length + start, image * length + min(start + most, length))
+            for image in range(batch)
+            for start in starts
+        ]
+    images = max(n for n in range(1, batch + 1) if batch % n == 0 and n * length <= most)
+    return [slice(i * length, (i + images) * length) for i in range(0, batch, images)]
+
+
 def filtered(distribution: Distribution, setting: ScaleSettings, spec: TokenSpec) -> Distribution:
-    """Applies top-k, then top-p, on dense logits; without either, the distribution itself."""
-    if setting.top_k is None and setting.top_p in (None, 1.0):
+    """Applies top-k, top-p, then min-p on dense logits; without any, the distribution itself."""
+    if setting.top_k is None and setting.top_p in (None, 1.0) and not setting.min_p:
         return distribution
     logits = distribution.logits()
     if setting.top_k is not None:
         logits = top_k(logits, setting.top_k)
     if setting.top_p is not None:
         logits = top_p(logits, setting.top_p)
+    if setting.min_p is not None:
+        logits = min_p(logits, setting.min_p)
     return CategoricalDistribution(logits, spec.num_codebooks)

@@ -5,12 +5,14 @@ Ties at a cut are kept, so a filter never depends on a sorting order, and rows a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from generator.heads.base import inverse_cdf as categorical_sample
 
-__all__ = ["categorical_sample", "top_k", "top_p"]
+__all__ = ["categorical_sample", "min_p", "top_k", "top_p"]
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -45,4 +47,18 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     probabilities = best.double().softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     worst = best.masked_fill(before >= p, torch.inf).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < worst, -torch.inf)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Keeps codes at least p times as probable as the best one (arXiv 2407.01082); 0 keeps all.
+
+    Raises:
+        ValueError: p outside [0, 1].
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"min_p must be in [0, 1], got {p}")
+    if p == 0:
+        return logits
+    worst = logits.amax(-1, keepdim=True) + math.log(p)
     return logits.masked_fill(logits < worst, -torch.inf)

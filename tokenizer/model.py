@@ -127,6 +127,16 @@ class ImageTokenizer(PretrainedModel):
         return self.pyramid.encode(self.encoder(images), replace)
 
     @torch.no_grad()
+    def normalized_latent(self, images: Tensor) -> Tensor:
+        """What the pyramid quantizes of images (B, 3, H, W): fp32 (B, C, S, S).
+
+        Raises:
+            ValueError: images of another size.
+        """
+        self._check(images)
+        return self.pyramid.normalize(self.encoder(images))
+
+    @torch.no_grad()
     def decode(self, tokens: TokenPyramid) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] of all scales' tokens.
 

@@ -203,12 +203,19 @@ class MultiScaleQuantizer(nn.Module):
             target = self.normalize(latent)
             state = self.initial_state(target.shape[0], target.device)
             scales = []
-            for k, side in enumerate(self.config.scales):
-                residual = resample(target - state.latent, side, self.config.down)
-                found = self.leaf.encode(_to_tokens(residual) / self.gain(k))
+            for k in range(self.spec.num_scales):
+                found = self.encode_next(target, state)
                 scales.append(found if replace is None else replace(k, found))
                 state = self.accumulate(state, scales[-1])
         return TokenPyramid.from_scales(scales, self.spec)
+
+    @torch.no_grad()
+    def encode_next(self, target: Tensor, state: PyramidState) -> Tensor:
+        """Tokens `(B, n_k, G)` of the next scale: what the state lacks of a normalized latent."""
+        with torch.autocast(target.device.type, enabled=False):
+            side = self.config.scales[state.scale]
+            residual = resample(target - state.latent, side, self.config.down)
+            return self.leaf.encode(_to_tokens(residual) / self.gain(state.scale))
 
     def initial_state(self, batch_size: int, device: torch.device | str) -> PyramidState:
         """Nothing decoded yet; the first scale's inputs are zeros."""

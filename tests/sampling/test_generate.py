@@ -177,6 +177,27 @@ def test_row_blocks_change_nothing(models: Models, monkeypatch: pytest.MonkeyPat
     assert torch.equal(generate(*models, LABELS, SEEDS, config).tokens.indices, whole)
 
 
+@pytest.mark.parametrize(
+    ("batch", "length", "most"), [(6, 4, 10), (5, 4, 10), (2, 9, 4), (3, 1, 1)]
+)
+def test_row_blocks_cut_all_images_alike(batch: int, length: int, most: int):
+    blocks = [range(part.start, part.stop) for part in MODULE.row_blocks(batch, length, most)]
+    assert [row for block in blocks for row in block] == list(range(batch * length))
+    assert max(map(len, blocks)) <= most
+    cuts = [[len(b) for b in blocks if row in b] for row in range(batch * length)]
+    assert all(cuts[i] == cuts[i % length] for i in range(batch * length))
+
+
+def test_min_p_of_one_is_the_best_code(models: Models):
+    best = generate(*models, LABELS, SEEDS, SamplingConfig(top_k=1)).tokens.indices
+    ramp = LinearRamp(start=1.0, end=0.0)
+    one = generate(*models, LABELS, SEEDS, SamplingConfig(min_p=1.0)).tokens.indices
+    some = generate(*models, LABELS, SEEDS, SamplingConfig(min_p=ramp)).tokens.indices
+    assert torch.equal(one, best)
+    assert torch.equal(some[:, 0], best[:, 0])
+    assert not torch.equal(some[:, 5:], best[:, 5:])
+
+
 def test_lattice_head_with_and_without_filters():
     models = make(LeechConfig(), LatticeHeadConfig())
     config = SamplingConfig(guidance_scale=1.5, temperature=0.9)
@@ -218,6 +239,10 @@ def test_bf16_autocast_runs(models: Models):
         ({"top_k": 0}, r"top_k must be an integer in \[1, 75\], got 0"),
         ({"top_k": 76}, r"top_k must be an integer in \[1, 75\], got 76"),
         ({"top_k": 2.5}, "got 2.5"),
+        ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
+        ({"min_p": (0.0, 0.1, -0.1)}, r"min_p must be in \[0, 1\], got -0.1"),
+        ({"min_p": (0.1, 0.2)}, "min_p lists 2 values, but there are 3 scales"),
+        ({"guidance_scale": float("nan")}, r"(?s)guidance_scale.*finite"),
         ({"guidance_scale": (1.0, 2.0)}, "guidance_scale lists 2 values, but there are 3 scales"),
     ],
 )

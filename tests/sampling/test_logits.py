@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sampling.logits import categorical_sample, top_k, top_p
+from sampling.logits import categorical_sample, min_p, top_k, top_p
 
 ROW = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
 
@@ -54,10 +54,25 @@ def test_top_p_after_top_k_renormalises():
     assert kept(top_p(top_k(ROW, 2), 0.6)) == [1, 3]
 
 
+def test_min_p_is_relative_to_the_best():
+    assert kept(min_p(ROW, 0.0)) == [0, 1, 2, 3]
+    assert kept(min_p(ROW, 0.3)) == [1, 2, 3]
+    assert kept(min_p(ROW, 0.6)) == [1, 3]
+    assert kept(min_p(torch.zeros(3), 1.0)) == [0, 1, 2]  # ties with the best
+    assert torch.equal(min_p(ROW, 0.6)[[1, 3]], ROW[[1, 3]])
+    assert kept(min_p(ROW + 5, 0.6)) == [1, 3]  # logits need no normaliser
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.01, float("nan")])
+def test_min_p_out_of_range(p: float):
+    with pytest.raises(ValueError, match=rf"\[0, 1\], got {p}"):
+        min_p(ROW, p)
+
+
 def test_rows_are_independent():
     logits = torch.randn(5, 3, 50) * 3
     logits[0, 0, 10:] = -torch.inf
-    for function, value in ((top_k, 7), (top_p, 0.8)):
+    for function, value in ((top_k, 7), (top_p, 0.8), (min_p, 0.2)):
         together = function(logits, value)
         for i in range(5):
             for j in range(3):
