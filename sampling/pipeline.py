@@ -1,30 +1,41 @@
 """Pipeline: a tokenizer and a generator that belong together, from class names to PIL images.
 
 A pipeline folder holds `tokenizer/`, `generator/` and, optionally, `sampling.json` with the default
-sampling settings. A stage-2 run folder is a pipeline folder.
+sampling settings, `training.json` with config and metrics of the training, and a model card. A
+stage-2 run folder is a pipeline folder.
+
+Images are computed in groups of exactly `batch_size`, the last one filled up, because matrix
+products of other sizes round differently.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import atomic_folder, download_folder
 from common.config import from_dict, to_dict
-from common.images import to_pil
+from common.images import from_pil, from_uint8, to_pil
 from generator.model import NextScaleGenerator
-from sampling.generate import SamplingConfig, check_specs, generate
+from sampling.editing import edit
+from sampling.generate import Generated, SamplingConfig, check_specs, generate
+from sampling.model_card import TRAINING_FILE, model_card, read_training
 from tokenizer.model import ImageTokenizer
 
 SAMPLING_FILE = "sampling.json"
+CARD_FILE = "README.md"
+
+# A single image costs as much as a group, a large group little less an image than one of four.
+GROUP = 4
 
 
 class Pipeline:
@@ -34,6 +45,7 @@ class Pipeline:
         image_tokenizer: decodes tokens; put in eval mode.
         generator: predicts tokens; put in eval mode.
         sampling: settings of calls that give none.
+        training: `config` and `metrics` of the training, for the model card.
 
     Raises:
         ValueError: a tokenizer and a generator made for different pyramids.
@@ -44,11 +56,13 @@ class Pipeline:
         image_tokenizer: ImageTokenizer,
         generator: NextScaleGenerator,
         sampling: SamplingConfig | None = None,
+        training: dict[str, Any] | None = None,
     ) -> None:
         check_specs(generator, image_tokenizer)
         self.image_tokenizer = image_tokenizer.eval()
         self.generator = generator.eval()
         self.sampling = sampling or SamplingConfig()
+        self.training = training or {}
         self.dtype = torch.float32
 
     @classmethod
@@ -62,28 +76,36 @@ class Pipeline:
         folder = Path(source)
         names = (ImageTokenizer.folder_name, NextScaleGenerator.folder_name)
         if not folder.is_dir():
-            patterns = [SAMPLING_FILE, *(f"{name}/*" for name in names)]
+            patterns = [SAMPLING_FILE, TRAINING_FILE, *(f"{name}/*" for name in names)]
             folder = Path(download_folder(str(source), patterns=patterns, revision=revision))
         for name in names:
             if not (folder / name).is_dir():
                 raise ValueError(f"{folder} is not a pipeline folder: {name}/ is missing")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / names[0])
         generator = NextScaleGenerator.from_pretrained(folder / names[1])
-        return cls(image_tokenizer, generator, _read_sampling(folder / SAMPLING_FILE))
+        sampling = _read_sampling(folder / SAMPLING_FILE)
+        return cls(image_tokenizer, generator, sampling, read_training(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a pipeline folder.
 
         A new folder appears complete or not at all. In an existing one, such as a run folder, each
-        file of the three parts is replaced whole and everything else stays.
+        file of the parts is replaced whole and everything else stays, a README.md too.
         """
         path = Path(folder)
         with atomic_folder(path) if not path.exists() else nullcontext(path) as target:
             self.image_tokenizer.save_pretrained(target / self.image_tokenizer.folder_name)
             self.generator.save_pretrained(target / self.generator.folder_name)
-            temporary = target / f".{SAMPLING_FILE}"
-            temporary.write_text(json.dumps(to_dict(self.sampling), indent=2) + "\n", "utf-8")
-            temporary.replace(target / SAMPLING_FILE)
+            _write(target / SAMPLING_FILE, json.dumps(to_dict(self.sampling), indent=2) + "\n")
+            if self.training:
+                _write(target / TRAINING_FILE, json.dumps(self.training, indent=2) + "\n")
+            if not (target / CARD_FILE).exists():
+                _write(target / CARD_FILE, self.model_card())
+
+    def model_card(self) -> str:
+        """Markdown: architecture, classes, settings, and what is known of data and metrics."""
+        size = self.image_tokenizer.config.image_size
+        return model_card(self.generator, size, to_dict(self.sampling), self.training)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -137,7 +159,7 @@ class Pipeline:
         labels: Sequence[int | str],
         seeds: Sequence[int] | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int = GROUP,
         progress: bool = False,
         config: SamplingConfig | None = None,
         **overrides: Any,
@@ -146,9 +168,9 @@ class Pipeline:
 
         Args:
             labels: class numbers or names.
-            seeds: one integer per image; 0, 1, 2, ... when left out. The same label, seed and
-                settings give the same image in any batch.
-            batch_size: images at a time.
+            seeds: one integer per image; 0, 1, 2, ... when left out. The same label, seed, settings
+                and `batch_size` give the same image, bit for bit, whatever else is asked for.
+            batch_size: images at a time; fewer cost as much.
             progress: shows a bar.
             config: sampling settings instead of the pipeline's own.
             **overrides: fields of `SamplingConfig` that replace those of `config`.
@@ -156,26 +178,90 @@ class Pipeline:
         Raises:
             ValueError: unknown labels, another number of seeds than labels, invalid settings.
         """
+        sampling = override(config or self.sampling, overrides)
+
+        def draw(numbers: Tensor, chosen: list[int], positions: list[int]) -> Generated:
+            return generate(self.generator, self.image_tokenizer, numbers, chosen, sampling)
+
+        return self._run(draw, labels, seeds, batch_size, progress)
+
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        labels: Sequence[int | str],
+        seeds: Sequence[int] | None = None,
+        *,
+        keep_scales: int = 0,
+        mask: Image.Image | None = None,
+        batch_size: int = GROUP,
+        progress: bool = False,
+        config: SamplingConfig | None = None,
+        **overrides: Any,
+    ) -> list[Image.Image]:
+        """Draws part of each image anew as its label says; see `sampling.editing`.
+
+        Args:
+            images: of the model's size, one per label; `labels` and all the rest as in a call.
+            keep_scales: the first so many scales are kept whole.
+            mask: white where all the images are drawn anew; None draws everything.
+
+        Raises:
+            ValueError: images or mask of another size or number, and as in a call.
+        """
+        sampling = override(config or self.sampling, overrides)
+        if len(images) != len(labels):
+            raise ValueError(f"got {len(labels)} labels but {len(images)} images")
+        side = self.image_tokenizer.config.image_size
+        for image in (*images, *([] if mask is None else [mask])):
+            if image.size != (side, side):
+                raise ValueError(f"images and mask must be {side} x {side}, got {image.size}")
+        area = None if mask is None else from_pil([mask.convert("RGB")])[0, 0] > 127
+
+        def draw(numbers: Tensor, chosen: list[int], positions: list[int]) -> Generated:
+            return edit(
+                self.generator,
+                self.image_tokenizer,
+                from_uint8(from_pil([images[i].convert("RGB") for i in positions])),
+                numbers,
+                chosen,
+                sampling,
+                keep_scales=keep_scales,
+                mask=area,
+            )
+
+        return self._run(draw, labels, seeds, batch_size, progress)
+
+    def _run(
+        self,
+        draw: Callable[[Tensor, list[int], list[int]], Generated],
+        labels: Sequence[int | str],
+        seeds: Sequence[int] | None,
+        batch_size: int,
+        progress: bool,
+    ) -> list[Image.Image]:
+        """Calls `draw` with the class numbers, seeds and positions of each group."""
         seeds = range(len(labels)) if seeds is None else seeds
         if len(seeds) != len(labels):
             raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        sampling = override(config or self.sampling, overrides)
         numbers = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         images: list[Image.Image] = []
         with (
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
             tqdm(total=len(labels), unit="image", disable=not progress) as bar,
         ):
-            for start in range(0, len(labels), batch_size):
-                part = slice(start, start + batch_size)
-                generated = generate(
-                    self.generator, self.image_tokenizer, numbers[part], seeds[part], sampling
-                )
-                images += to_pil(generated.images)
-                bar.update(len(generated.images))
+            for group, count in _groups(len(labels), batch_size):
+                generated = draw(numbers[group], [seeds[i] for i in group], group)
+                images += to_pil(generated.images[:count])
+                bar.update(count)
         return images
+
+
+def _groups(count: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Positions, `size` at a time, the last repeated to fill up; and how many of them are new."""
+    for start in range(0, count, size):
+        yield [min(i, count - 1) for i in range(start, start + size)], min(size, count - start)
 
 
 def override(config: SamplingConfig, overrides: dict[str, Any]) -> SamplingConfig:
@@ -205,3 +291,10 @@ def _read_sampling(path: Path) -> SamplingConfig | None:
         return from_dict(SamplingConfig, json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)

@@ -59,6 +59,82 @@ def test_names_numbers_and_batches_give_the_same_images(pipeline: Pipeline):
     assert by_name[0] != by_name[3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_are_bit_identical_in_any_company(
+    pipeline: Pipeline, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Floats before rounding to pixels: 64 at once, by eight, alone, and shared by two."""
+    shown = Pipeline(pipeline.image_tokenizer, pipeline.generator).to(dtype=dtype)
+    monkeypatch.setattr("sampling.pipeline.to_pil", list)
+    labels, seeds = [i % 3 for i in range(64)], list(range(100, 164))
+    together = shown(labels, seeds, guidance_scale=2.0)
+    assert len(together) == 64
+
+    def check(positions: range) -> None:
+        part = shown(
+            [labels[i] for i in positions], [seeds[i] for i in positions], guidance_scale=2
+        )
+        assert all(torch.equal(a, together[i]) for a, i in zip(part, positions, strict=True))
+
+    for positions in (range(8), range(3, 11), range(0, 64, 2), range(1, 64, 2)):
+        check(positions)
+    for i in (0, 6, 63):
+        check(range(i, i + 1))
+
+
+def test_every_group_has_the_same_size(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    forward = NextScaleGenerator.forward
+
+    def spy(self, inputs, labels, cache=None):  # type: ignore[no-untyped-def]
+        seen.append(len(labels))
+        return forward(self, inputs, labels, cache)
+
+    monkeypatch.setattr(NextScaleGenerator, "forward", spy)
+    assert len(pipeline([0, 1, 2, 0], batch_size=3, guidance_scale=1.0)) == 4
+    assert seen == [3] * 6  # two groups of three scales
+
+
+def test_edit_keeps_what_the_mask_leaves(pipeline: Pipeline):
+    image = pipeline([0], [1])[0]
+    black, white = Image.new("L", (16, 16), 0), Image.new("L", (16, 16), 255)
+    kept = pipeline.edit([image] * 2, ["dog", "cat"], [3, 4], mask=black)
+    whole = pipeline.edit([image] * 2, ["dog", "cat"], [3, 4], keep_scales=3)
+    assert pixels(kept) == pixels(whole)
+    assert kept[0].tobytes() == kept[1].tobytes()
+    drawn = pipeline.edit([image] * 2, ["dog", "cat"], [3, 4], mask=white)
+    assert pixels(drawn) == pixels(pipeline(["dog", "cat"], [3, 4]))
+    with pytest.raises(ValueError, match="2 labels but 1 images"):
+        pipeline.edit([image], [0, 1])
+    with pytest.raises(ValueError, match=r"must be 16 x 16, got \(8, 8\)"):
+        pipeline.edit([image], [0], mask=black.resize((8, 8)))
+
+
+def test_model_card_says_what_is_known(pipeline: Pipeline, tmp_path: Path):
+    card = pipeline.model_card()
+    assert card.startswith("---\nlibrary_name: lambda24\n")
+    assert "cat, dog, tree frog" in card
+    assert "| scales | 1, 2, 4 |" in card
+    assert '"guidance_scale": 1.5' in card
+    assert "Not recorded." in card
+    assert "Not measured." in card
+    run = tmp_path / "run"
+    pipeline.save_pretrained(run)
+    (run / "config.yaml").write_text("seed: 3\ndata: {path: cifar10, flip: true}\n")
+    (run / "evaluation.json").write_text(
+        json.dumps({"gfid": 7.25, "protocol": {"num_images": 50}, "sfid": None})
+    )
+    Pipeline.from_pretrained(run).save_pretrained(tmp_path / "model")
+    Pipeline.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
+    card = (tmp_path / "again" / "README.md").read_text("utf-8")
+    for text in ("| path | cifar10 |", "| gfid | 7.25 |", '"num_images": 50', "seed: 3"):
+        assert text in card
+    assert "Not measured." in (run / "README.md").read_text("utf-8")  # an existing one stays
+    (tmp_path / "model" / "training.json").write_text("{")
+    with pytest.raises(ValueError, match="training is damaged"):
+        Pipeline.from_pretrained(tmp_path / "model")
+
+
 def test_seeds_default_to_zero_one_two(pipeline: Pipeline):
     assert pixels(pipeline([1, 1])) == pixels(pipeline([1, 1], seeds=[0, 1]))
     assert pipeline([]) == []
@@ -101,6 +177,7 @@ def test_save_and_load(pipeline: Pipeline, tmp_path: Path):
     folder = tmp_path / "model"
     pipeline.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "generator",
         "sampling.json",
         "tokenizer",
