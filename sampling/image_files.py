@@ -1,20 +1,24 @@
-"""Images that another program made, for evaluation: a folder of files or an ADM-style npz."""
+"""Folders of image files and ADM-style npz files: read for evaluation, written by sampling."""
 
 from __future__ import annotations
 
+import json
+import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from common.reference import ImageSource, TensorImages
 
+SETTINGS_KEY = "lambda24"  # of a PNG's text, for what the image was made with
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -107,3 +111,63 @@ def _read_array(path: Path, name: str, *, is_required: bool) -> np.ndarray | Non
                 return array
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
+
+
+def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes a PNG that says what it was made with; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngImagePlugin.PngInfo()
+    info.add_text(SETTINGS_KEY, json.dumps(settings, sort_keys=True))
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    image.save(temporary, format="png", pnginfo=info)
+    os.replace(temporary, path)
+
+
+def is_saved(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `save_png` has written this image before.
+
+    Raises:
+        ValueError: a file that is no image or was made with other settings.
+    """
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path) as file:
+            found = file.info.get(SETTINGS_KEY)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    if found != json.dumps(settings, sort_keys=True):
+        raise ValueError(f"{path} was made with other settings: {found}, not {dict(settings)}")
+    return True
+
+
+def write_npz(
+    paths: Sequence[Path], labels: Sequence[int], path: str | Path, *, seed: int = 0
+) -> None:
+    """Packs images into the npz file of ADM's evaluator, in an order shuffled by `seed`.
+
+    `arr_0` is uint8 (N, H, W, 3), `arr_1` the int64 labels. Shuffled, because Inception Scores over
+    splits depend on the order. Holds one image at a time.
+
+    Raises:
+        ValueError: no images, unreadable ones, or images of several sizes.
+    """
+    if not paths or len(paths) != len(labels):
+        raise ValueError(f"an npz file needs images and labels, got {len(paths)} and {len(labels)}")
+    with Image.open(paths[0]) as first:
+        source = FolderImages(paths, first.width)
+    order = np.random.default_rng(seed).permutation(len(paths))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shape = (len(paths), source.size, source.size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for index in order:
+                pixels = rearrange(source.images_uint8([index]), "1 c h w -> h w c")
+                member.write(pixels.contiguous().numpy().tobytes())
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, np.asarray(labels, np.int64)[order])
+    os.replace(temporary, path)

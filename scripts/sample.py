@@ -3,50 +3,175 @@
 One row of the grid per label, one column per seed. FOLDER is a pipeline or run folder or a Hub id.
 Sampling settings follow as key=value, for example guidance_scale=2.5 top_k=900
 'guidance_scale={kind: linear, start: 1, end: 3}'; otherwise the folder's own apply.
+
+Many images, resumable, on all processes; image i has label i mod classes and seed i:
+    accelerate launch scripts/sample.py FOLDER --count 50000 --folder images --npz images.npz
+In-painting (white is drawn anew) and class swap:
+    python scripts/sample.py FOLDER --labels dog --edit cat.png --mask mask.png
+    python scripts/sample.py FOLDER --labels dog --edit cat.png --keep-scales 3
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from einops import rearrange
+from accelerate import Accelerator
 from PIL import Image
+from tqdm import tqdm
 
-from common.config import load_config, read_yaml_text
-from common.images import save_grid, save_image
+from common.config import load_config, read_yaml_text, to_dict
+from common.images import decode_rgb, from_pil, resize_shorter_side, save_grid
 from sampling.generate import SamplingConfig
-from sampling.pipeline import Pipeline, override
+from sampling.image_files import is_saved, save_png, write_npz
+from sampling.pipeline import GROUP, Pipeline, override
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Loads the pipeline, draws every label with every seed, writes the grid and the PNGs."""
+    """Loads the pipeline, draws this process's images, writes PNGs, grid and npz."""
     options = _parser().parse_intermixed_args(argv)
-    pipeline = Pipeline.from_pretrained(options.model).to(options.device, DTYPES[options.dtype])
+    _check(options)
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1 and options.folder is None:
+        raise ValueError(f"{accelerator.num_processes} processes need a --folder for their images")
+    pipeline = Pipeline.from_pretrained(options.model)
+    pipeline.to(options.device or accelerator.device, DTYPES[options.dtype])
     config = sampling_config(pipeline.sampling, options.config, options.overrides)
-    labels = parse_labels(options.labels, pipeline)
-    seeds = parse_seeds(options.seeds)
-    pairs = [(label, seed) for label in labels for seed in seeds]
-    images = pipeline(
-        [label for label, _ in pairs],
-        [seed for _, seed in pairs],
-        batch_size=options.batch_size,
-        progress=True,
-        config=config,
-    )
-    names = [_name(label, pipeline) for label in labels]
-    save_grid(_pixels(images), options.out, labels=names, columns=len(seeds))
-    print(f"{len(images)} images: {options.out}")
-    if options.folder is not None:
-        folder = Path(options.folder)
-        for (label, seed), image in zip(pairs, images, strict=True):
-            save_image(image, folder / f"{_file_name(_name(label, pipeline))}_seed{seed}.png")
-        print(f"one file per image: {folder}")
+    pairs = choose_pairs(options, pipeline)
+    job = Job(pipeline, config, options.batch_size, Edit.of(options, pipeline))
+    if options.folder is None:
+        images = job.draw(pairs, progress=True)
+    else:
+        paths = job.paths(pairs, Path(options.folder))
+        rank, world = accelerator.process_index, accelerator.num_processes
+        job.fill(pairs[rank::world], paths[rank::world], progress=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return
+        print(f"{len(pairs)} images: {options.folder}")
+        if options.npz is not None:
+            write_npz(paths, [label for label, _ in pairs], options.npz, seed=options.shuffle_seed)
+            print(f"shuffled by seed {options.shuffle_seed}: {options.npz}")
+        if options.out is None:
+            return
+        images = [decode_rgb(str(path)) for path in paths]
+    out = options.out or "samples.png"
+    rows = list(dict.fromkeys(label for label, _ in pairs))
+    names = [_name(label, pipeline) for label in rows] if options.count is None else None
+    columns = len(pairs) // len(rows) if names else 10
+    save_grid(from_pil(images), out, labels=names, columns=columns)
+    print(f"grid of {len(images)} images: {out}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What of which image is kept; see `Pipeline.edit`."""
+
+    image: Image.Image
+    mask: Image.Image | None
+    keep_scales: int
+    source: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, pipeline: Pipeline) -> Edit | None:
+        """Reads the image and the mask, resized and cropped alike to the model's size.
+
+        Raises:
+            ValueError: unreadable files, or a mask of another size than the image.
+        """
+        if options.edit is None:
+            return None
+        image = decode_rgb(options.edit)
+        mask = None if options.mask is None else decode_rgb(options.mask)
+        if mask is not None and mask.size != image.size:
+            raise ValueError(
+                f"--mask must have the size of the image {image.size}, got {mask.size}"
+            )
+        side = pipeline.image_tokenizer.config.image_size
+        source = {name: getattr(options, name) for name in ("edit", "mask", "keep_scales")}
+        fitted = None if mask is None else _fit(mask, side)
+        return cls(_fit(image, side), fitted, options.keep_scales, source)
+
+
+@dataclass(frozen=True)
+class Job:
+    """How labels and seeds become images and files."""
+
+    pipeline: Pipeline
+    config: SamplingConfig
+    batch_size: int
+    edit: Edit | None
+
+    def draw(self, pairs: Sequence[tuple[int, int]], *, progress: bool) -> list[Image.Image]:
+        """The images of (label, seed) pairs."""
+        labels, seeds = [label for label, _ in pairs], [seed for _, seed in pairs]
+        common: dict[str, Any] = {"batch_size": self.batch_size, "progress": progress}
+        if self.edit is None:
+            return self.pipeline(labels, seeds, config=self.config, **common)
+        return self.pipeline.edit(
+            [self.edit.image] * len(pairs),
+            labels,
+            seeds,
+            keep_scales=self.edit.keep_scales,
+            mask=self.edit.mask,
+            config=self.config,
+            **common,
+        )
+
+    def paths(self, pairs: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
+        """A file for each pair, named by class and seed."""
+        generator = self.pipeline.generator
+        stems = [_file_name(_name(k, self.pipeline)) for k in range(generator.num_classes + 1)]
+        counts = Counter(stems)  # ImageNet has two classes "crane"
+        unique = [stem if counts[stem] == 1 else f"{stem}-{k}" for k, stem in enumerate(stems)]
+        return [folder / f"{unique[label]}_seed{seed}.png" for label, seed in pairs]
+
+    def settings(self) -> dict[str, Any]:
+        """What fixes the pixels next to model, label and seed."""
+        return {
+            "sampling": to_dict(self.config),
+            "dtype": str(self.pipeline.dtype),
+            "batch_size": self.batch_size,
+            "edit": None if self.edit is None else self.edit.source,
+        }
+
+    def fill(
+        self, pairs: Sequence[tuple[int, int]], paths: Sequence[Path], *, progress: bool
+    ) -> None:
+        """Draws the pairs whose files are missing.
+
+        Raises:
+            ValueError: files made with other settings.
+        """
+        settings = self.settings()
+        missing = [i for i, path in enumerate(paths) if not is_saved(path, settings)]
+        with tqdm(total=len(pairs), unit="image", disable=not progress) as bar:
+            bar.update(len(pairs) - len(missing))
+            for start in range(0, len(missing), self.batch_size):
+                part = missing[start : start + self.batch_size]
+                images = self.draw([pairs[i] for i in part], progress=False)
+                for i, image in zip(part, images, strict=True):
+                    save_png(image, paths[i], settings)
+                bar.update(len(part))
+
+
+def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[int, int]]:
+    """(label, seed) of each image: all labels with all seeds, or `--count` of them in turn.
+
+    Raises:
+        ValueError: unknown labels, malformed seeds.
+    """
+    labels, seeds = parse_labels(options.labels, pipeline), parse_seeds(options.seeds)
+    if options.count is None:
+        return [(label, seed) for label in labels for seed in seeds]
+    return [(labels[i % len(labels)], seeds[0] + i) for i in range(options.count)]
 
 
 def sampling_config(
@@ -107,11 +232,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sampling settings")
     parser.add_argument("--labels", default="all", help="names or numbers, comma separated, or all")
     parser.add_argument("--seeds", default="0:8", help="for example 0:8 or 1,5,10:12")
-    parser.add_argument("--out", default="samples.png", help="grid file")
-    parser.add_argument("--folder", help="also write one PNG per image there")
+    parser.add_argument("--count", type=int, help="images in all, seeds from the first of --seeds")
+    parser.add_argument("--out", help="grid file; without --folder samples.png")
+    parser.add_argument("--folder", help="one PNG per image; those already there are not drawn")
+    parser.add_argument("--npz", help="pack the folder's images for ADM's evaluator, shuffled")
+    parser.add_argument("--shuffle-seed", type=int, default=0, help="order of the npz file")
+    parser.add_argument("--edit", metavar="IMAGE", help="keep part of this image")
+    parser.add_argument("--mask", metavar="IMAGE", help="white where --edit's image is drawn anew")
+    parser.add_argument("--keep-scales", type=int, default=0, help="first scales --edit keeps")
     parser.add_argument("--config", help="YAML file of sampling settings")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=GROUP, help="fixes the rounding, too")
+    parser.add_argument("--device", help="default: a GPU of the process, else the CPU")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="autocast of the networks")
     return parser
 
@@ -126,10 +257,20 @@ def _file_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
 
 
-def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
-    """uint8 (B, 3, H, W)."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return rearrange(stacked, "b h w c -> b c h w")
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Shorter side to `side`, then the middle."""
+    image = resize_shorter_side(image, side)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.count is not None and options.count < 1:
+        raise ValueError(f"--count must be at least 1, got {options.count}")
+    if options.npz is not None and options.folder is None:
+        raise ValueError("--npz packs the images of a --folder, and there is none")
+    if options.edit is None and (options.mask is not None or options.keep_scales):
+        raise ValueError("--mask and --keep-scales say what to keep of an --edit image: none given")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling.image_files import open_images, read_labels
+from sampling.image_files import is_saved, open_images, read_labels, save_png, write_npz
 
 
 @pytest.fixture
@@ -72,3 +72,43 @@ def test_labels_come_from_arr_1(pixels: np.ndarray, tmp_path: Path) -> None:
     np.savez(path, pixels, np.zeros((5, 10)))
     with pytest.raises(ValueError, match=r"integers \(N,\), got float64 \(5, 10\)"):
         read_labels(path)
+
+
+def test_png_remembers_its_settings(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "one.png"
+    assert not is_saved(path, {"top_k": 3})
+    save_png(Image.fromarray(pixels[0]), path, {"top_k": 3})
+    assert is_saved(path, {"top_k": 3})
+    assert [file.name for file in path.parent.iterdir()] == ["one.png"]
+    assert torch.equal(
+        open_images(path.parent, 16).images_uint8([0])[0],
+        torch.from_numpy(pixels[0]).permute(2, 0, 1),
+    )
+    with pytest.raises(ValueError, match=r"one\.png was made with other settings"):
+        is_saved(path, {"top_k": 4})
+    path.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="not a readable image"):
+        is_saved(path, {"top_k": 3})
+
+
+def test_npz_is_shuffled_with_its_labels(pixels: np.ndarray, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for array, path in zip(pixels, paths, strict=True):
+        Image.fromarray(array).save(path)
+    orders = []
+    for seed in (0, 0, 1):
+        out = tmp_path / "out" / "images.npz"
+        write_npz(paths, [10, 11, 12, 13, 14], out, seed=seed)
+        with np.load(out) as packed:
+            order = packed["arr_1"] - 10
+            assert packed["arr_0"].dtype == np.uint8
+            assert np.array_equal(packed["arr_0"], pixels[order])
+        orders.append(order.tolist())
+        labels = read_labels(out)
+        assert labels is not None
+        assert sorted(labels.tolist()) == [10, 11, 12, 13, 14]
+        assert len(open_images(out, 16)) == 5
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+    with pytest.raises(ValueError, match="got 5 and 4"):
+        write_npz(paths, [1, 2, 3, 4], out)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,7 @@ from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
-from scripts.sample import main, parse_labels, parse_seeds, sampling_config
+from scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
 from tokenizer.cnn import CNNConfig
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.multiscale import PyramidConfig
@@ -92,3 +93,95 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
         sampling_config(default, None, ["top_k"])
     with pytest.raises(ValueError, match="topk"):
         sampling_config(default, None, ["topk=7"])
+    with pytest.raises(ValueError, match="min_p"):
+        sampling_config(default, None, ["min_p=a lot"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "cta"], "unknown class 'cta'; closest: cat"),
+        (["--labels", "7"], r"labels must be in \[0, 3\]"),
+        (["top_k=16"], r"top_k must be an integer in \[1, 15\], got 16"),
+        (["temperature=-1"], "temperature must be positive, got -1"),
+        (["top_p=1.5"], r"top_p must be in \(0, 1\], got 1.5"),
+        (["guidance_scale=[1, 2, 3]"], "guidance_scale lists 3 values, but there are 2 scales"),
+        (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--npz", "images.npz"], "there is none"),
+        (["--keep-scales", "1"], "none given"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        main([str(folder), "--seeds", "0", *arguments])
+
+
+def test_many_images_resume_and_are_packed(
+    folder: Path, tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    files, packed = tmp_path / "files", tmp_path / "images.npz"
+    arguments = [str(folder), "--labels", "cat,2", "--seeds", "10", "--count", "5"]
+    arguments += ["--folder", str(files), "--npz", str(packed)]
+    main(arguments)
+    names = {f"{'cat' if i % 2 == 0 else '2'}_seed{10 + i}.png" for i in range(5)}
+    assert {path.name for path in files.iterdir()} == names
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    with np.load(packed) as archive:
+        assert archive["arr_0"].shape == (5, 16, 16, 3)
+        assert sorted(archive["arr_1"].tolist()) == [0, 0, 0, 2, 2]
+        chosen = archive["arr_0"][archive["arr_1"] == 2]
+    expected = [np.asarray(image) for image in pipeline([2, 2], [11, 13])]
+    assert {image.tobytes() for image in chosen} == {image.tobytes() for image in expected}
+    lost = files / "2_seed13.png"
+    lost.unlink()
+    drawn: list[int] = []
+    draw = Job.draw
+    monkeypatch.setattr(
+        Job,
+        "draw",
+        lambda job, pairs, **k: drawn.extend(s for _, s in pairs) or draw(job, pairs, **k),
+    )
+    main(arguments)
+    assert drawn == [13]
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+    with pytest.raises(ValueError, match="was made with other settings"):
+        main([*arguments, "top_k=2"])
+
+
+def test_two_processes_draw_what_one_draws(pipeline: Pipeline, tmp_path: Path):
+    job = Job(pipeline, SamplingConfig(guidance_scale=2.0), 4, None)
+    pairs = [(i % 3, i) for i in range(7)]
+    alone, shared = (job.paths(pairs, tmp_path / name) for name in ("alone", "shared"))
+    job.fill(pairs, alone, progress=False)
+    for rank in range(2):
+        job.fill(pairs[rank::2], shared[rank::2], progress=False)
+    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in shared]
+
+
+def test_classes_of_one_name_get_files_of_their_own(pipeline: Pipeline):
+    twins = NextScaleGenerator(
+        pipeline.generator.config, pipeline.generator.spec, ("crane", "crane", "heron")
+    )
+    job = Job(Pipeline(pipeline.image_tokenizer, twins), SamplingConfig(), 4, None)
+    paths = job.paths([(0, 1), (1, 1), (2, 1)], Path())
+    assert [path.name for path in paths] == [
+        "crane-0_seed1.png",
+        "crane-1_seed1.png",
+        "heron_seed1.png",
+    ]
+
+
+def test_edit_with_a_mask(folder: Path, tmp_path: Path, pipeline: Pipeline):
+    given, mask = Image.new("RGB", (24, 20), "red"), Image.new("L", (24, 20), 0)
+    given.save(tmp_path / "given.png")
+    mask.save(tmp_path / "mask.png")
+    arguments = [str(folder), "--labels", "cat", "--seeds", "1", "--folder", str(tmp_path / "out")]
+    arguments += ["--edit", str(tmp_path / "given.png"), "--mask", str(tmp_path / "mask.png")]
+    main(arguments)
+    fitted = given.resize((16, 16))  # one colour: however it is cropped
+    expected = pipeline.edit([fitted], [0], [1], keep_scales=2)[0]
+    with Image.open(tmp_path / "out" / "cat_seed1.png") as image:
+        assert image.tobytes() == expected.tobytes()
+    mask.resize((8, 8)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"size of the image \(24, 20\), got \(8, 8\)"):
+        main(arguments)
