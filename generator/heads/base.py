@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ HEAD_GAIN = 0.02  # head weights start at this fraction of the trunk's initial s
 MAX_CUMULATIVE_ELEMENTS = 1 << 22  # float64 numbers alive while drawing: 32 MiB
 
 
-@dataclass(frozen=True)
-class TokenLoss:
-    """Per-token loss, all `(...)` and differentiable.
+class TokenLoss(NamedTuple):
+    """Per-token loss, all `(...)` and differentiable; a tuple, into which FSDP can look.
 
     Args:
         nll: negative log-likelihood in nats; summed over the codebooks of a token.
