@@ -21,10 +21,12 @@ def check_table(dim: int, codebook_size: int) -> None:
         raise ValueError(f"dim and codebook_size must be positive, got {dim} and {codebook_size}")
 
 
-def check_revival(threshold: float | None) -> None:
-    """Raises ValueError unless the threshold of revival is None or a share below 1."""
+def check_revival(threshold: float | None, decay: float = 0.0) -> None:
+    """Raises ValueError unless threshold (where there is one) and decay are shares below 1."""
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"revival_threshold must lie in (0, 1), got {threshold}")
+    if not 0 <= decay < 1:
+        raise ValueError(f"revival_decay must lie in [0, 1), got {decay}")
 
 
 def random_codes(num_codes: int, dim: int, seed: int) -> Tensor:

@@ -32,6 +32,7 @@ class GSQConfig:
             and the rows that are returned may leave the sphere in training.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
+        revival_decay: of that average, per optimizer step.
     """
 
     kind: Literal["gsq"] = "gsq"
@@ -42,11 +43,12 @@ class GSQConfig:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     revival_threshold: float | None = None
+    revival_decay: float = 0.99
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
-        check_revival(self.revival_threshold)
+        check_revival(self.revival_threshold, self.revival_decay)
         if self.groups < 1 or self.dim % self.groups:
             raise ValueError(f"dim {self.dim} must be a positive multiple of groups {self.groups}")
 
@@ -72,7 +74,12 @@ class GroupedSphericalQuantizer(Quantizer):
         self.config = config
         rows = random_codes(config.codebook_size, config.dim // config.groups, config.seed)
         self.codebook = table_parameter(unit(rows))
-        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
+        self.revival = Revival.of(
+            config.codebook_size,
+            threshold=config.revival_threshold,
+            decay=config.revival_decay,
+            seed=config.seed,
+        )
 
     def _quantize(self, z: Tensor) -> Quantized:
         path = self._directions(z)

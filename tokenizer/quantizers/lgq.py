@@ -41,6 +41,7 @@ class LGQConfig:
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows, as published.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
+        revival_decay: of that average, per optimizer step.
         chunk_elements: responsibilities held at once, in numbers; changes memory, not results.
     """
 
@@ -55,12 +56,13 @@ class LGQConfig:
     usage_weight: float = 0.005
     kmeans_iterations: int = 0
     revival_threshold: float | None = None
+    revival_decay: float = 0.99
     chunk_elements: int = 2**24
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
-        check_revival(self.revival_threshold)
+        check_revival(self.revival_threshold, self.revival_decay)
         if min(self.temperature_start, self.temperature_end) <= 0:
             raise ValueError(
                 "temperature_start and temperature_end must be positive, got "
@@ -93,7 +95,12 @@ class LGQ(Quantizer):
         self.codebook = table_parameter(random_codes(config.codebook_size, config.dim, config.seed))
         self.register_buffer("initialized", torch.tensor(False))
         self.initialized: Tensor
-        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
+        self.revival = Revival.of(
+            config.codebook_size,
+            threshold=config.revival_threshold,
+            decay=config.revival_decay,
+            seed=config.seed,
+        )
 
     def schedule(self, step: int, total: int) -> None:
         progress = min(1.0, step / max(1, total - 1))

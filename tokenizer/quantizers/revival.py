@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from common.batches import hash_integers
 from tokenizer.quantizers.base import Quantizer
 
-USAGE_DECAY = 0.99
-"""Of the usage that `Revival` averages, per optimizer step."""
-
 MAX_CANDIDATES = 4096
 """Latents of a step that each process keeps as new places."""
 
@@ -72,12 +69,14 @@ class Revival(nn.Module):
     Args:
         size: number of codes K.
         threshold: in units of uniform usage of one scale.
+        decay: of the average usage, per optimizer step.
         seed: of the draw of new places.
     """
 
-    def __init__(self, size: int, *, threshold: float, seed: int) -> None:
+    def __init__(self, size: int, *, threshold: float, decay: float, seed: int) -> None:
         super().__init__()
         self.threshold = threshold
+        self.decay = decay
         self.seed = seed
         self.register_buffer("usage", torch.ones(size))
         self.register_buffer("num_updates", torch.tensor(0))
@@ -86,8 +85,11 @@ class Revival(nn.Module):
         self._pending: _Pending | None = None
 
     @classmethod
-    def of(cls, size: int, threshold: float | None, seed: int) -> Revival | None:
-        return None if threshold is None else cls(size, threshold=threshold, seed=seed)
+    def of(cls, size: int, *, threshold: float | None, decay: float, seed: int) -> Revival | None:
+        """None without a threshold."""
+        if threshold is None:
+            return None
+        return cls(size, threshold=threshold, decay=decay, seed=seed)
 
     def observe(self, quantizer: Quantizer, z: Tensor, indices: Tensor) -> None:
         """Counts the choices `indices`, one for each row of `z (..., D)`, of a training pass."""
@@ -119,7 +121,7 @@ class Revival(nn.Module):
         if pending is None:
             return
         counts = quantizer.reduce_mean(pending.counts)
-        self.usage.lerp_(counts / counts.sum() * len(counts), 1 - USAGE_DECAY)
+        self.usage.lerp_(counts / counts.sum() * len(counts), 1 - self.decay)
         dead = (self.usage < self.threshold / quantizer.scales_per_batch).nonzero().squeeze(1)
         self.num_updates += 1
         # Usage is the same on every process, so all of them take part in the collective or none.

@@ -37,6 +37,7 @@ class VQConfig:
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows of the data.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
+        revival_decay: of that average, per optimizer step.
         seed: of the random initial codes and of k-means.
     """
 
@@ -49,11 +50,12 @@ class VQConfig:
     commitment_weight: float = 0.25
     kmeans_iterations: int = 10
     revival_threshold: float | None = None
+    revival_decay: float = 0.99
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_table(self.dim, self.codebook_size)
-        check_revival(self.revival_threshold)
+        check_revival(self.revival_threshold, self.revival_decay)
 
 
 class VectorQuantizer(Quantizer):
@@ -75,7 +77,12 @@ class VectorQuantizer(Quantizer):
         self.codebook = table_parameter(random_codes(config.codebook_size, config.dim, config.seed))
         self.register_buffer("initialized", torch.tensor(False))
         self.initialized: Tensor
-        self.revival = Revival.of(config.codebook_size, config.revival_threshold, config.seed)
+        self.revival = Revival.of(
+            config.codebook_size,
+            threshold=config.revival_threshold,
+            decay=config.revival_decay,
+            seed=config.seed,
+        )
 
     @torch.no_grad()
     def init_from_data(self, z: Tensor) -> None:

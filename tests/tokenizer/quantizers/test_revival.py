@@ -29,9 +29,9 @@ def data(seed: int = 0, count: int = 60) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unused_codes_move_onto_latents(kind: str) -> None:
-    quantizer = make(kind)
+    quantizer = make(kind, revival_decay=0.9)
     z = data()
-    for _ in range(69):  # 0.99^69 = 0.4998 is the first power below the threshold
+    for _ in range(7):  # 0.9^7 = 0.478 is the first power below the threshold
         quantizer(z)
         assert (quantizer.codebook[1:, 0] == -1).all()
         quantizer.after_step()
@@ -48,6 +48,8 @@ def test_off_by_default_and_thresholds_are_shares() -> None:
     assert not any("revival" in name for name in quantizer.state_dict())
     with pytest.raises(ValueError, match=r"revival_threshold must lie in \(0, 1\), got 1.0"):
         from_dict(VQConfig, {"revival_threshold": 1.0})
+    with pytest.raises(ValueError, match=r"revival_decay must lie in \[0, 1\), got 1.0"):
+        from_dict(VQConfig, {"revival_decay": 1.0})
 
 
 @pytest.mark.parametrize("kind", KINDS)
