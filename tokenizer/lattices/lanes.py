@@ -55,7 +55,8 @@ def load(typing: Any, array: Any, row: Any) -> Any:
     """Row of a flat float32 array; no bounds are checked."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _row_pointer(context, builder, signature.args[0], *args, _FLOATS)
+        array, row = args
+        pointer = _row_pointer(context, builder, signature.args[0], array, row, _FLOATS)
         return builder.load(pointer, align=4)
 
     return floats(array, types.intp), generate

@@ -129,7 +129,7 @@ def _signed(rows: np.ndarray, lane: int, row: int, minus: bool) -> float:
 
 
 @compiled()
-def _word_score(rows: np.ndarray, lane: int, brick: int, word: int) -> float:
+def _word_score(rows: np.ndarray, lane: int, brick: int, word: int) -> np.float32:
     z, total = VECTORS + 8 * brick, np.float32(0)
     for half in range(2):
         row, signs = z + 4 * half, word >> 4 * half
