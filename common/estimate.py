@@ -13,9 +13,8 @@ from common.data import DataConfig, load_dataset
 from common.session import LoopConfig
 
 FP32_BYTES = 4
-# Numbers of state for each parameter; Dion's is for matrices of rank fraction 1 with three sides
-# as long as the fourth, as in a transformer block.
-OPTIMIZER_SLOTS = {"adamw": 2.0, "muon": 1.0, "dion": 4 / 3}
+# Numbers of state for each parameter. Dion's depends on shapes: see `state_size`.
+OPTIMIZER_SLOTS = {"adamw": 2, "muon": 1}
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    trained: int, *, averaged: int, activations: int, optimizer: str = "adamw", frozen: int = 0
+    trained: int,
+    *,
+    averaged: int,
+    activations: int,
+    optimizer: str | int = "adamw",
+    frozen: int = 0,
 ) -> MemoryEstimate:
     """Estimate from numbers of parameters.
 
@@ -55,13 +59,14 @@ def estimate_memory(
         trained: parameters with a gradient.
         averaged: of those, the ones with a running average.
         activations: bytes that autograd keeps of one image; see `activations_per_image`.
-        optimizer: its `kind`.
+        optimizer: its `kind`, or its numbers of state (`state_size` of `common.matrix_optimizers`).
         frozen: parameters without a gradient.
     """
+    state = OPTIMIZER_SLOTS[optimizer] * trained if isinstance(optimizer, str) else optimizer
     return MemoryEstimate(
         weights=FP32_BYTES * (trained + frozen),
         gradients=FP32_BYTES * trained,
-        optimizer=round(FP32_BYTES * OPTIMIZER_SLOTS[optimizer] * trained),
+        optimizer=FP32_BYTES * state,
         averages=FP32_BYTES * averaged,
         activations=activations,
     )
@@ -101,10 +106,15 @@ def epochs_text(data: DataConfig, loop: LoopConfig) -> str:
     """How often a run sees the data, if that can be said without downloading it."""
     if data.streaming is not None:
         return "epochs: unknown, streamed images are not counted"
-    if data.path != "digits" and not Path(data.path).exists():
+    if not is_local(data):
         return f"epochs: unknown, {data.path} is not on this machine"
     count = len(load_dataset(data, train=True))
     return f"{loop.steps * loop.batch_size / count:,.2f} epochs of {count:,} training images"
+
+
+def is_local(data: DataConfig) -> bool:
+    """Whether images can be looked at without a download."""
+    return data.path == "digits" or Path(data.path).exists()
 
 
 def _mebibytes(count: int) -> str:

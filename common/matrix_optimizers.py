@@ -136,6 +136,27 @@ def _role(owner: nn.Module, parameter: nn.Parameter) -> Role:
     return role
 
 
+def state_size(module: nn.Module, config: AnyOptimizerConfig) -> int:
+    """Numbers of state that the optimizer of a config keeps on one process, steps not counted.
+
+    Looks at shapes only: weights may be on the meta device.
+    """
+    roles = parameter_roles(module)
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return sum(_state_of(p, roles[name], config) for name, p in parameters.items())
+
+
+def _state_of(parameter: nn.Parameter, role: Role, config: AnyOptimizerConfig) -> int:
+    count = parameter.numel()
+    if isinstance(config, DionConfig):
+        if role != "matrix":
+            return count if config.others == "lion" else 2 * count
+        smaller = min(parameter.shape[0], count // parameter.shape[0])
+        return count + smaller * min(smaller, math.ceil(config.rank_fraction * smaller))
+    is_hidden = isinstance(config, MuonConfig) and role == "matrix" and parameter.ndim == 2
+    return count if is_hidden and getattr(parameter, "lr_scale", 1.0) == 1 else 2 * count
+
+
 def build_dion(
     parameters: Iterable[tuple[str, nn.Parameter]],
     roles: Mapping[str, Role],

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 
 from common.config import config_class
 from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
-from common.estimate import activations_per_image, estimate_memory, length_text
 from common.images import from_uint8
 from common.loop import LoopConfig, Task
 from common.matrix_optimizers import AnyOptimizerConfig, build_any_optimizer
 from common.optim import EMA, gradient_step
-from common.precision import resolve_precision
 from generator.heads import TokenLoss
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.objective import (
@@ -35,6 +33,7 @@ from generator.objective import (
 )
 from generator.self_correction import SelfCorrection, SelfCorrectionConfig
 from tokenizer import ImageTokenizer, TokenPyramid
+from tokenizer.model import TokenizerConfig
 
 CLASS_DROPOUT_STREAM = 101
 """Names the random stream of class dropout among a sample's streams (`uniform_from_keys`)."""
@@ -119,16 +118,8 @@ class GeneratorTask(Task):
         eval_data: ImageDataset,
         draw: Callable[[NextScaleGenerator], Image.Image] | None = None,
     ) -> None:
-        if eval_data.num_classes != config.model.num_classes:
-            raise ValueError(
-                f"model.num_classes is {config.model.num_classes}, but the data has "
-                f"{eval_data.num_classes} classes {eval_data.label_names[:5]}"
-            )
-        if config.data.image_size != image_tokenizer.config.image_size:
-            raise ValueError(
-                f"data.image_size is {config.data.image_size}, but the tokenizer was trained at "
-                f"{image_tokenizer.config.image_size}"
-            )
+        check_classes(config, eval_data)
+        check_image_size(config, image_tokenizer.config)
         self.config = config
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
         self.eval_data = eval_data
@@ -216,37 +207,6 @@ class GeneratorTask(Task):
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def describe(self) -> str:
-        """Parameters, tokens and memory, for a dry run; activations are measured on two images."""
-        config, spec = self.config, self.generator.spec
-        count = sum(parameter.numel() for parameter in self.generator.parameters())
-        head = sum(parameter.numel() for parameter in self.generator.head.parameters())
-        model = TeacherForcing(self.generator)
-        indices = torch.zeros(2, spec.length, len(spec.codebook_sizes), dtype=torch.int64)
-        inputs, labels = torch.zeros(2, spec.length, spec.code_dim), torch.zeros(2).long()
-        bf16 = resolve_precision(config.loop.precision) == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            activations = activations_per_image(
-                lambda n: model(inputs[:n], labels[:n], indices[:n])
-            )
-        memory = estimate_memory(
-            count,
-            averaged=count,
-            activations=activations,
-            optimizer=config.optimizer.kind,
-            frozen=sum(parameter.numel() for parameter in self.image_tokenizer.parameters()),
-        )
-        return "\n".join(
-            [
-                f"generator: {count:,} parameters, of which the head {head:,}",
-                f"scales {spec.scales}: {spec.length} tokens of {spec.bits_per_token:.2f} bits, "
-                f"{spec.bits_per_image:,.0f} bits per image",
-                memory.text(config.loop.batch_size // config.loop.accumulation),
-                f"activations are the generator's, in {'bf16' if bf16 else 'fp32'}",
-                length_text(config.loop),
-            ]
-        )
-
     def save_pretrained(self, folder: Path) -> None:
         """Writes a pipeline folder: `generator/` with the averaged weights, and `tokenizer/`."""
         self.ema.average.save_pretrained(folder / NextScaleGenerator.folder_name)
@@ -293,3 +253,21 @@ class GeneratorTask(Task):
             found[f"nll_{k}"] = losses.nll[:, tokens.spec.scale_slice(k)].mean()
             found[f"abs_log_z_{k}"] = abs_log_z[:, tokens.spec.scale_slice(k)].mean()
         return found
+
+
+def check_classes(config: GeneratorTrainingConfig, data: ImageDataset) -> None:
+    """Raises ValueError unless the model has the classes of the data."""
+    if data.num_classes != config.model.num_classes:
+        raise ValueError(
+            f"model.num_classes is {config.model.num_classes}, but the data has "
+            f"{data.num_classes} classes {data.label_names[:5]}"
+        )
+
+
+def check_image_size(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
+    """Raises ValueError unless the data is cut to the tokenizer's images."""
+    if config.data.image_size != tokenizer.image_size:
+        raise ValueError(
+            f"data.image_size is {config.data.image_size}, but the tokenizer was trained at "
+            f"{tokenizer.image_size}"
+        )

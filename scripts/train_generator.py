@@ -7,13 +7,21 @@ folder is a pipeline folder: `scripts/sample.py RUN` and `Pipeline.from_pretrain
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from common.config import load_config
 from common.data import ImageDataset, load_dataset, load_training_data
+from common.estimate import is_local
 from common.program import TrainingData, training_program
-from generator.training import GeneratorTask, GeneratorTrainingConfig
+from generator.plan import describe
+from generator.training import GeneratorTask, GeneratorTrainingConfig, check_classes
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
+from tokenizer.model import TokenizerConfig
 from tokenizer.token_cache import TokenCache
+from tokenizer.training import TokenizerTrainingConfig
+
+STAGE_1 = Path(__file__).parents[1] / "configs" / "tokenizer"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -22,11 +30,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         GeneratorTrainingConfig,
         build_task,
         argv,
-        plan=lambda config: build_task(config, load_dataset(config.data, train=False)).describe(),
+        plan=plan,
         description=__doc__,
         overrides_help="key=value; tokenizer=RUN names stage 1",
         load_data=load_data,
     )
+
+
+def plan(config: GeneratorTrainingConfig) -> str:
+    """What a dry run prints. Neither the tokenizer nor the data need to be there yet."""
+    if is_local(config.data):
+        check_classes(config, load_dataset(config.data, train=False))
+    return describe(config, tokenizer_config(config.tokenizer))
+
+
+def tokenizer_config(source: str) -> TokenizerConfig:
+    """Of a trained tokenizer; of one yet to be trained, by the config under configs/ of that run.
+
+    Raises:
+        ValueError: neither exists.
+    """
+    if not Path(source).exists():
+        for path in sorted(STAGE_1.glob("*.yaml")):
+            stage_1 = load_config(TokenizerTrainingConfig, path)
+            if stage_1.run == source:
+                return stage_1.model
+    return ImageTokenizer.from_pretrained(source).config
 
 
 def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> GeneratorTask:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common.estimate import activations_per_image, estimate_memory, length_text
 from common.precision import resolve_precision
 from tokenizer.autoencoder import build_autoencoder
-from tokenizer.discriminators import DinoConfig, build_discriminator
+from tokenizer.discriminators import DinoConfig, StyleGAN2Config, build_discriminator
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.training import TokenizerTrainingConfig
 
@@ -25,7 +25,9 @@ def describe(config: TokenizerTrainingConfig) -> str:
     parts = {name: _count(part) for name, part in image_tokenizer.named_children()}
     averaged = sum(parts.values())
     if config.adversary is not None and not isinstance(config.adversary.discriminator, DinoConfig):
-        with torch.device("meta"):
+        # Spectral norm looks at weights; networks with it are small.
+        is_large = isinstance(config.adversary.discriminator, StyleGAN2Config)
+        with torch.device("meta" if is_large else "cpu"):
             network = build_discriminator(config.adversary.discriminator, config.model.image_size)
         parts["discriminator"] = _count(network)
     spec, pixels = image_tokenizer.spec, config.model.image_size**2

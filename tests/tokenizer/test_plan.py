@@ -22,6 +22,12 @@ RECIPES = {
     "imagenet256_leech_vit": ("vit-base", 86_009_880, 88_815_552, 24_003_521, "1,024", "18,007"),
     "imagenet256_bsq18_vit": ("vit-base", 86_005_266, 88_810_944, 28_866_945, "1,024", "18,432"),
 }
+OTHERS = {
+    # Name: tokens, bits: of recipes whose networks are not the published ones, but for VAR's.
+    "imagenet256_gsq_gan_f16": ("256", "9,216"),
+    "imagenet256_lgq_vqgan": ("256", "3,584"),
+    "imagenet256_vq_var": ("680", "8,160"),
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -38,6 +44,19 @@ def test_recipes_have_the_published_sizes_and_rates(name, monkeypatch):
     assert counted == ([f"discriminator: {discriminator:,} parameters"] if discriminator else [])
     assert any(f": {tokens} tokens of " in line for line in lines)
     assert any(line.startswith(f"{bits} bits per image, ") for line in lines)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_recipes_have_the_published_rates(name, monkeypatch):
+    monkeypatch.setattr(plan, "activation_bytes", lambda *_, bf16: 0)
+    tokens, bits = OTHERS[name]
+    config = load_config(TokenizerTrainingConfig, CONFIGS / "tokenizer" / f"{name}.yaml")
+    if name == "imagenet256_vq_var":
+        assert config.model.autoencoder == preset("cnn-var")
+    assert config.run == f"runs/{name}"
+    text = plan.describe(config)
+    assert f": {tokens} tokens of " in text
+    assert f"\n{bits} bits per image, " in text
 
 
 def test_a_dry_run_needs_neither_data_nor_downloads(capsys, tmp_path):

@@ -1,0 +1,100 @@
+"""What a stage-2 run will be, for a dry run: parameters, tokens, memory, steps.
+
+Trunks are built without memory and run on shapes alone; nothing is read or downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common.estimate import activations_per_image, estimate_memory, length_text
+from common.matrix_optimizers import state_size
+from common.precision import resolve_precision
+from generator.heads import CategoricalHeadConfig, Head, build_head
+from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.training import GeneratorTrainingConfig, check_image_size
+from tokenizer import ImageTokenizer, TokenSpec
+from tokenizer.model import TokenizerConfig
+
+
+def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str:
+    """The plan of a run, a few lines of text.
+
+    Raises:
+        ValueError: another image size than the tokenizer's.
+    """
+    check_image_size(config, tokenizer)
+    with torch.device("meta"):
+        image_tokenizer = ImageTokenizer(tokenizer)
+    spec, loop = image_tokenizer.spec, config.loop
+    model = build_shapes(config.model, spec)
+    count, head = _count(model), _count(model.head)
+    bf16 = resolve_precision(loop.precision) == "bf16"
+    memory = estimate_memory(
+        count,
+        averaged=count,
+        activations=activation_bytes(config.model, spec, bf16=bf16),
+        optimizer=state_size(model, config.optimizer),
+        frozen=_count(image_tokenizer),
+    )
+    return "\n".join(
+        [
+            f"generator: {count:,} parameters, of which the head {head:,}",
+            f"scales {spec.scales}: {spec.length:,} tokens of {spec.bits_per_token:.2f} bits, "
+            f"{spec.bits_per_image:,.0f} bits per image",
+            memory.text(loop.batch_size // loop.accumulation),
+            f"activations are the generator's, in {'bf16' if bf16 else 'fp32'}",
+            length_text(loop),
+        ]
+    )
+
+
+def build_shapes(config: GeneratorConfig, spec: TokenSpec) -> NextScaleGenerator:
+    """The generator on the meta device, with a head of `build_head_shapes`."""
+    with torch.device("meta"):
+        stand_in = replace(config, head=CategoricalHeadConfig())
+        model = NextScaleGenerator(stand_in, replace(spec, codebook_sizes=(1,)))
+    model.head = build_head_shapes(config, spec)
+    return model
+
+
+def build_head_shapes(config: GeneratorConfig, spec: TokenSpec) -> Head:
+    """The head, on the meta device if it is dense; the others have tables, and are small."""
+    with torch.device("meta" if isinstance(config.head, CategoricalHeadConfig) else "cpu"):
+        return build_head(config.head, config.width, spec)
+
+
+def activation_bytes(config: GeneratorConfig, spec: TokenSpec, *, bf16: bool) -> int:
+    """Bytes that each image adds to what the gradient through trunk and head keeps.
+
+    Counted on shapes alone, with fused attention; only a head with tables runs, on zeros.
+    """
+    trunk, head = build_shapes(config, spec), build_head_shapes(config, spec)
+
+    def run_trunk(n: int) -> Tensor:
+        labels = torch.zeros(n, dtype=torch.int64)
+        hidden: Tensor = trunk(torch.empty(n, spec.length, spec.code_dim), labels)
+        return hidden
+
+    def run_head(n: int) -> Tensor:
+        hidden = torch.zeros(n, spec.length, config.width, requires_grad=True)
+        tokens = torch.zeros(n, spec.length, spec.num_codebooks, dtype=torch.int64)
+        return head.loss(hidden, tokens).nll
+
+    has_tables = not next(head.parameters()).is_meta
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            trunk.to_empty(device="cpu")
+            kept = activations_per_image(run_trunk)
+            if not has_tables:
+                head.to_empty(device="cpu")
+                return kept + activations_per_image(run_head)
+        return kept + activations_per_image(run_head)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

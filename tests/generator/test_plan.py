@@ -1,0 +1,108 @@
+"""The plan of a stage-2 run, and the shapes of the large recipes, none of which is trained here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import from_dict, load_config
+from common.estimate import activations_per_image
+from common.matrix_optimizers import build_any_optimizer, state_size
+from generator import plan
+from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.presets import preset
+from generator.training import GeneratorTrainingConfig, TeacherForcing
+from scripts import train_generator
+from tokenizer import ImageTokenizer, TokenSpec
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "generator"
+RECIPES = {
+    # Name: preset, images of a step and of the whole run.
+    "imagenet256_infinity_cc_12": ("infinity-cc-12", 2048, 31_300 * 2048),
+    "imagenet256_infinity_cc_16": ("infinity-cc-16", 2048, 31_300 * 2048),
+    "imagenet256_infinity_cc_24": ("infinity-cc-24", 16_384, 27_300 * 16_384),
+    "imagenet256_infinity_cc_32": ("infinity-cc-32", 16_384, 27_300 * 16_384),
+    "imagenet256_var_d16": ("var-d16", 768, 333_637 * 768),
+}
+SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(196_560,), code_dim=24, latent_size=4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_presets(name: str) -> None:
+    shape, batch_size, total = RECIPES[name]
+    config = load_config(GeneratorTrainingConfig, CONFIGS / f"{name}.yaml")
+    stage_1 = train_generator.tokenizer_config(config.tokenizer)
+    with torch.device("meta"):
+        spec = ImageTokenizer(stage_1).spec
+    assert config.model == preset(shape).config
+    assert spec == preset(shape).spec
+    assert config.run == f"runs/{name}"
+    assert config.loop.batch_size == batch_size
+    assert config.loop.batch_size * config.loop.steps == total
+
+
+def test_a_dry_run_needs_neither_data_nor_tokenizer(
+    capsys: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(plan, "activation_bytes", lambda *_, bf16: 2**20)  # tested below
+    path = CONFIGS / "imagenet256_infinity_cc_12.yaml"
+    overrides = [f"data.path={tmp_path / 'absent'}", f"run={tmp_path / 'run'}"]
+    assert train_generator.main([str(path), *overrides, "--dry-run"]) == {}
+    printed = capsys.readouterr().out
+    # 242 M, of which 196,560 x (768 + 1) are the head's.
+    assert "parameters, of which the head 151,154,640" in printed
+    assert "521 tokens of 17.58 bits, 9,162 bits per image" in printed
+    assert "(1.00 MiB an image)" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_activations_are_those_of_a_real_pass(dense: bool, bf16: bool) -> None:
+    spec = replace(SPEC, codebook_sizes=(50,)) if dense else SPEC
+    head = CategoricalHeadConfig() if dense else LatticeHeadConfig()
+    config = GeneratorConfig(
+        depth=2, width=64, num_heads=4, num_classes=10, head=head, drop_path=0.1
+    )
+    model = TeacherForcing(NextScaleGenerator(config, spec))
+
+    def run(n: int) -> object:
+        inputs = torch.zeros(n, spec.length, spec.code_dim)
+        tokens = torch.zeros(n, spec.length, 1, dtype=torch.int64)
+        return model(inputs, torch.zeros(n, dtype=torch.int64), tokens)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        expected = activations_per_image(run)
+    assert plan.activation_bytes(config, spec, bf16=bf16) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "adamw"},
+        {"kind": "muon"},
+        {"kind": "dion", "rank_fraction": 0.3},
+        {"kind": "dion", "others": "adamw"},
+    ],
+    ids=str,
+)
+def test_state_is_that_of_a_real_step(changes: dict[str, Any]) -> None:
+    config = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=3)
+    data = {"run": "r", "tokenizer": "t", "data": {}, "model": {"depth": 1, "width": 16}}
+    data["model"] |= {"num_heads": 2, "num_classes": 3}  # type: ignore[operator]
+    data |= {"optimizer": changes, "loop": {"steps": 1, "batch_size": 1}}
+    optimizer_config = from_dict(GeneratorTrainingConfig, data).optimizer
+    model = NextScaleGenerator(config, SPEC)
+    optimizer = build_any_optimizer(model, optimizer_config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    parts = getattr(optimizer, "optimizers", [optimizer])
+    kept = [values for part in parts for values in part.state.values()]
+    numbers = sum(v.numel() for values in kept for k, v in values.items() if k != "step")
+    assert state_size(plan.build_shapes(config, SPEC), optimizer_config) == numbers
