@@ -170,7 +170,8 @@ def draw(distribution: str, count: int, generator: torch.Generator) -> Tensor:
         case "near a corner":
             return sum(_some_codes(count, generator) for _ in range(3)) + 0.1 * normal
         case "heavy-tailed":
-            return normal / torch.randn(count, leech.DIM, generator=generator)
+            spread = torch.randn(count, leech.DIM, generator=generator).abs()
+            return normal / spread.clamp_min(1e-6)  # a draw may be exactly 0
         case "sparse":
             return normal * (torch.rand(count, leech.DIM, generator=generator) < 0.3)
         case "integers":
