@@ -135,6 +135,7 @@ class Block(nn.Module):
         self.adaln: nn.Linear | None = None
         if shared_adaln:
             self.adaln_table = nn.Parameter(torch.empty(6, width))
+            self.adaln_table.no_weight_decay = True  # type: ignore[attr-defined]
         else:
             self.adaln = nn.Linear(width, 6 * width)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.matrix_optimizers import parameter_roles
 from generator.adaln import modulate
 from generator.blocks import Attention, Block, FeedForward, attend
 from generator.masks import block_causal_mask
@@ -54,6 +55,11 @@ def test_bf16_feed_forward_is_within_rounding_of_the_tanh_form():
     x = torch.randn(64, 8).bfloat16()
     expected = mlp.fc2(F.gelu(mlp.fc1(x), approximate="tanh"))
     assert torch.allclose(mlp(x).float(), expected.float(), atol=0.01)
+
+
+def test_the_table_of_shared_adaln_is_no_hidden_matrix():
+    block = Block(16, 2, mlp_ratio=2.0, qk_norm=True, shared_adaln=True, drop_path=0.0)
+    assert parameter_roles(block)["adaln_table"] == "embedding"
 
 
 @pytest.mark.parametrize("shared", [True, False])
