@@ -6,6 +6,7 @@ that appears complete or not at all. Nothing here is ever unpickled without `wei
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,16 @@ WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 
 Model = TypeVar("Model", bound="PretrainedModel")
+
+
+def state_digest(text: str, state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors with their names, in hexadecimal."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class PretrainedModel(

@@ -14,6 +14,8 @@ In-painting (white is drawn anew) and class swap:
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from common.checkpoint import state_digest
 from common.config import load_config, read_yaml_text, to_dict
 from common.images import decode_rgb, from_pil, resize_shorter_side, save_grid
 from sampling.generate import SamplingConfig
@@ -77,7 +80,6 @@ class Edit:
     image: Image.Image
     mask: Image.Image | None
     keep_scales: int
-    source: dict[str, Any]
 
     @classmethod
     def of(cls, options: argparse.Namespace, pipeline: Pipeline) -> Edit | None:
@@ -95,9 +97,17 @@ class Edit:
                 f"--mask must have the size of the image {image.size}, got {mask.size}"
             )
         side = pipeline.image_tokenizer.config.image_size
-        source = {name: getattr(options, name) for name in ("edit", "mask", "keep_scales")}
         fitted = None if mask is None else _fit(mask, side)
-        return cls(_fit(image, side), fitted, options.keep_scales, source)
+        return cls(_fit(image, side), fitted, options.keep_scales)
+
+    def settings(self) -> dict[str, Any]:
+        """The pixels by their hash, and what is kept."""
+        parts = {"image": self.image, "mask": self.mask}
+        hashes = {
+            name: part and hashlib.sha256(part.tobytes()).hexdigest()
+            for name, part in parts.items()
+        }
+        return {**hashes, "keep_scales": self.keep_scales}
 
 
 @dataclass(frozen=True)
@@ -134,12 +144,13 @@ class Job:
         return [folder / f"{unique[label]}_seed{seed}.png" for label, seed in pairs]
 
     def settings(self) -> dict[str, Any]:
-        """What fixes the pixels next to model, label and seed."""
+        """What fixes the pixels next to label and seed."""
         return {
+            "model": model_digest(self.pipeline),
             "sampling": to_dict(self.config),
             "dtype": str(self.pipeline.dtype),
             "batch_size": self.batch_size,
-            "edit": None if self.edit is None else self.edit.source,
+            "edit": None if self.edit is None else self.edit.settings(),
         }
 
     def fill(
@@ -160,6 +171,14 @@ class Job:
                 for i, image in zip(part, images, strict=True):
                     save_png(image, paths[i], settings)
                 bar.update(len(part))
+
+
+def model_digest(pipeline: Pipeline) -> str:
+    """Hash of the configs and weights of both models."""
+    models = {"generator": pipeline.generator, "tokenizer": pipeline.image_tokenizer}
+    text = json.dumps({name: model.config_dict() for name, model in models.items()}, sort_keys=True)
+    state = {f"{n}.{k}": v for n, model in models.items() for k, v in model.state_dict().items()}
+    return state_digest(text, state)
 
 
 def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[int, int]]:

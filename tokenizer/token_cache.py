@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.batches import RawBatch, hash_integers, uniform_from_keys
+from common.checkpoint import state_digest
 from common.cut import FLIP_STREAM
 from common.data import DataConfig, ImageDataset, load_dataset
 from common.images import from_uint8
@@ -71,13 +72,9 @@ class CachePlan:
 def tokenizer_fingerprint(image_tokenizer: ImageTokenizer) -> str:
     """SHA-256 of config and weights, without the decoder's, which no token depends on."""
     text = json.dumps(image_tokenizer.config_dict(), sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(image_tokenizer.state_dict().items()):
-        if not name.startswith("decoder."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    state: dict[str, Tensor] = image_tokenizer.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
+    return state_digest(text, kept)
 
 
 def make_plan(

@@ -1,5 +1,6 @@
 """The sampling program."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,11 @@ def test_many_images_resume_and_are_packed(
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
     with pytest.raises(ValueError, match="was made with other settings"):
         main([*arguments, "top_k=2"])
+    other = copy.deepcopy(pipeline)
+    next(other.generator.parameters()).data.add_(1)  # trained on, say
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="was made with other settings"):
+        main([str(tmp_path / "other"), *arguments[1:]])
 
 
 def test_two_processes_draw_what_one_draws(pipeline: Pipeline, tmp_path: Path):
