@@ -105,6 +105,8 @@ def evaluate_generator(
         "labels": "image i has label i mod num_classes",
         "seeds": f"image i has seed {config.first_seed} + i",
         "sampling": to_dict(config.sampling or pipeline.sampling),
+        "batch_size": config.batch_size,  # it and the dtype fix how the images are rounded
+        "dtype": str(pipeline.dtype),
         "reference": {"data": to_dict(dataset.config), "part": part},
     }
     with main_first(accelerator):

@@ -73,7 +73,7 @@ def read_labels(path: str | Path) -> Tensor | None:
     """Class numbers `(N,)` of an npz file's images, its `arr_1`; None where there are none.
 
     Raises:
-        ValueError: an `arr_1` that is not one integer for each image.
+        ValueError: an `arr_1` that is not a list of integers.
     """
     path = Path(path)
     if path.suffix != ".npz" or not path.is_file():

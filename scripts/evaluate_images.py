@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "reference": {"data": to_dict(config.data), "part": config.reference},
     }
     if (labels := read_labels(arguments.images)) is not None:
+        if len(labels) != len(images):
+            raise ValueError(f"{arguments.images} has {len(images)} images, {len(labels)} labels")
         protocol |= class_counts(labels, dataset.num_classes, config.evaluation)
     extractor = build_extractor(metrics.extractor)
     generated = extract_features(image_batches(images, metrics.batch_size), extractor)

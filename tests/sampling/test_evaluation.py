@@ -32,6 +32,7 @@ class RealImages:
         self.generator = SimpleNamespace(num_classes=10)
         self.image_tokenizer = SimpleNamespace(config=SimpleNamespace(image_size=16))
         self.device = torch.device("cpu")
+        self.dtype = torch.float32
         self.sampling = SamplingConfig(guidance_scale=1.5)
         self.calls: list[tuple[list[int], list[int]]] = []
 
@@ -96,6 +97,7 @@ def test_protocol_says_what_was_sampled(dataset: ImageDataset) -> None:
     assert protocol["images_per_class"] == [3, 3]
     assert protocol["seeds"] == "image i has seed 7 + i"
     assert protocol["sampling"]["guidance_scale"] == 1.5
+    assert (protocol["batch_size"], protocol["dtype"]) == (64, "torch.float32")
     assert protocol["reference"]["part"] == "eval"
     assert protocol["reference"]["data"]["path"] == "digits"
     assert protocol["reference"]["num_images"] == len(dataset)

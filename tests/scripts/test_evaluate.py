@@ -129,6 +129,9 @@ def test_labels_of_an_npz_must_be_equally_many(
     np.savez(tmp_path / "images.npz", pixels, np.arange(40) % 11)
     with pytest.raises(ValueError, match=r"lie in \[0, 9\].* got 0 to 10"):
         evaluate_images.main(arguments)
+    np.savez(tmp_path / "images.npz", pixels, np.arange(30) % 10)
+    with pytest.raises(ValueError, match="has 40 images, 30 labels"):
+        evaluate_images.main(arguments)
 
 
 def measure_both(folder: Path, out: Path) -> None:
