@@ -290,7 +290,8 @@ class StreamedImages:
                 f"data.streaming.lanes {lanes} must be divisible by {world_size} processes and "
                 f"divide the {batch_size * world_size} images of a micro-batch"
             )
-        own = range(rank, lanes, world_size)
+        share = lanes // world_size  # neighbours, so that ranks in order are the lanes in order
+        own = range(rank * share, (rank + 1) * share)
         places = {number: Place(**(state or {}).get(str(number), {})) for number in own}
         parts = _Parts(self, seed, batch_size * world_size // lanes, dict(places))
         return StreamLoader(self, parts, places, min(num_workers, len(own)))

@@ -152,6 +152,15 @@ def test_steps_are_the_same_for_any_number_of_processes(folder: Path, num_worker
     assert places == one.state_dict()
 
 
+def test_two_processes_have_the_halves_of_a_batch_in_its_order(folder: Path) -> None:
+    """Neighbours in a batch stay neighbours: some layers look at groups of them."""
+    data = stream(folder)
+    one = data.loader(batch_size=8, seed=3)
+    two = [data.loader(batch_size=4, seed=3, rank=rank, world_size=2) for rank in range(2)]
+    for _ in range(3):
+        assert rows([next(one)]) == rows([next(rank) for rank in two])
+
+
 @pytest.mark.parametrize("num_workers", [0, 3])
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_resumes_exactly(folder: Path, tmp_path: Path, kind: str, num_workers: int) -> None:
