@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from PIL import Image
@@ -144,6 +145,9 @@ class TokenizerTask(Task):
         self.ema.average.to(accelerator.device)
         connect_processes(self.image_tokenizer)
         if self.config.compile:
+            if self.config.has_adaptive_weight:
+                # Their gradients keep the graph, which buffers reused by a backward pass would not.
+                torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
             self.image_tokenizer.encoder.compile()
             self.image_tokenizer.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)

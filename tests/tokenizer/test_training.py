@@ -1,9 +1,11 @@
 """The stage-1 task: how losses, weights, optimizers and averages come together."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 
 from common.batches import Batch
@@ -100,6 +102,18 @@ def test_adaptive_weights_refer_to_the_last_layers(make_task):
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=0)
 
 
+def test_adaptive_weights_of_compiled_networks(make_task, monkeypatch):
+    """At the encoder's last weight, the gradient runs through the compiled decoder, twice."""
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)  # the library's default
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    options = {"alignment": {**LITE0, "adaptive": True}, "model": _one_block(), "data": _data(16)}
+    compiled, eager = make_task(**options, compile=True), make_task(**options)
+    batch = make_batch()
+    found, expected = (task.train_step([batch], 0) for task in (compiled, eager))
+    for name in ("loss", "vf_weight", "gradient_norm"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+
+
 def test_each_optimizer_steps_on_its_own_gradient(make_task):
     """One combined step is the tokenizer's alone, then the discriminator's on its images."""
     task, alone = (make_task(adversary=PATCHGAN) for _ in range(2))
@@ -182,6 +196,17 @@ def _three_scales():
     pyramid = {"scales": [1, 2, 4]}
     quantizer = {"kind": "fsq", "levels": [5, 5, 5]}
     return {"pyramid": pyramid, "autoencoder": autoencoder, "quantizer": quantizer}
+
+
+def _one_block():
+    autoencoder = {"kind": "cnn", "channels": [8], "patch_size": 8, "groups": 4}
+    blocks = {"encoder_blocks": 1, "decoder_blocks": 1}
+    return {
+        "image_size": 16,
+        "pyramid": {"scales": [1, 2]},
+        "autoencoder": {**autoencoder, **blocks},
+        "quantizer": {"kind": "fsq", "levels": [5, 5, 5]},
+    }
 
 
 def _data(size):
