@@ -40,7 +40,7 @@ class EMAConfig:
         smoothing: Laplace smoothing of the usage, in units of uniform usage.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
-        max_candidates: latents of a step that are kept for revival, per process.
+        max_candidates: latents of a step that are kept for revival.
     """
 
     kind: Literal["vq_ema"] = "vq_ema"
@@ -134,7 +134,8 @@ class EMAVectorQuantizer(Quantizer):
         if len(dead):
             # As if they had the uniform usage of one scale.
             self.usage[dead] = 1 / self.scales_per_batch
-            self.sums[dead] = candidates.take(len(dead), self) / self.scales_per_batch
+            places = candidates.take(len(dead), self, self.config.max_candidates)
+            self.sums[dead] = places / self.scales_per_batch
 
     def _quantize(self, z: Tensor) -> Quantized:
         indices = self._encode(z.detach())

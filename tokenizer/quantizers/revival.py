@@ -17,7 +17,7 @@ from common.batches import hash_integers
 from tokenizer.quantizers.base import Quantizer
 
 MAX_CANDIDATES = 4096
-"""Latents of a step that each process keeps as new places."""
+"""Latents of a step that are kept as new places, on each process and of all together."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Candidates:
         rows = torch.cat([self.rows, other.rows])
         return Candidates(rows, torch.cat([self.ranks, other.ranks])).lowest(limit)
 
-    def take(self, count: int, quantizer: Quantizer) -> Tensor:
-        """`count` rows among those of all processes."""
+    def take(self, count: int, quantizer: Quantizer, limit: int) -> Tensor:
+        """`count` rows among the `limit` lowest of all processes, each of which kept its own."""
         ranks = quantizer.gather(self.ranks)
-        rows = Candidates(quantizer.gather(self.rows), ranks).lowest(len(ranks)).rows
+        rows = Candidates(quantizer.gather(self.rows), ranks).lowest(limit).rows
         # Distinct as long as there are enough: two codes on one latent would share it.
         values, same = rows.unique(dim=0, return_inverse=True)
         places = torch.arange(len(rows), device=rows.device)
@@ -126,7 +126,8 @@ class Revival(nn.Module):
         self.num_updates += 1
         # Usage is the same on every process, so all of them take part in the collective or none.
         if len(dead):
-            table[dead] = pending.candidates.take(len(dead), quantizer).to(table.dtype)
+            places = pending.candidates.take(len(dead), quantizer, MAX_CANDIDATES)
+            table[dead] = places.to(table.dtype)
             self.usage[dead] = 1 / quantizer.scales_per_batch
 
 

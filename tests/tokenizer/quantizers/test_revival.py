@@ -130,6 +130,16 @@ def test_taking_repeats_latents_only_when_there_are_too_few() -> None:
     rows = torch.arange(6.0).repeat(3)[:, None]  # each value three times
     candidates = Candidates.draw(rows, seed=0, step=torch.tensor(0), number=0, limit=100)
     quantizer = make()
-    assert len(candidates.take(6, quantizer).unique()) == 6
-    assert len(candidates.take(4, quantizer).unique()) == 4
-    assert len(candidates.take(9, quantizer)) == 9
+    assert len(candidates.take(6, quantizer, 100).unique()) == 6
+    assert len(candidates.take(4, quantizer, 100).unique()) == 4
+    assert len(candidates.take(9, quantizer, 100)) == 9
+
+
+def test_two_processes_take_what_one_does_when_latents_are_too_few() -> None:
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    whole = Candidates.draw(rows, seed=0, step=torch.tensor(0), number=0, limit=60)
+    mine, other = (Candidates(whole.rows[r::2], whole.ranks[r::2]).lowest(20) for r in range(2))
+    quantizer = make()
+    expected = whole.lowest(20).take(30, quantizer, 20)
+    quantizer.gather = lambda part: torch.cat([part, other.ranks if part.ndim == 1 else other.rows])
+    assert torch.equal(mine.take(30, quantizer, 20), expected)
