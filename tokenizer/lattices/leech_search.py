@@ -56,13 +56,13 @@ _tiles = _Tiles()
 def _kernel() -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor] | None:
     try:
         from tokenizer.lattices.leech_kernel import search_compiled
-    except ImportError:
+    except (ImportError, RuntimeError):  # no numba, or no folder where it may keep its code
         return None
     return search_compiled
 
 
 def has_kernel() -> bool:
-    """Whether the compiled search can be used here: numba (extra `fast`) is installed."""
+    """Whether the compiled search can be used here: numba (extra `fast`) works."""
     return _kernel() is not None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -114,6 +115,23 @@ def test_it_is_the_default_for_float32_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert leech.nearest(z).tolist() == [0, 0]
     with pytest.raises(ValueError, match="numba not found"):
         leech.nearest(z, method="kernel")
+
+
+def test_where_compiled_code_cannot_be_kept_the_search_is_eager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**options: bool) -> None:
+        raise RuntimeError("cannot cache function 'search': no locator available")
+
+    assert leech_search.has_kernel()
+    monkeypatch.setattr("tokenizer.lattices.leech_lanes.compiled", refuse)
+    monkeypatch.delitem(sys.modules, "tokenizer.lattices.leech_kernel")
+    leech_search._kernel.cache_clear()
+    try:
+        assert not leech_search.has_kernel()
+        assert leech.nearest(torch.zeros(2, 24)).tolist() == [0, 0]
+    finally:
+        leech_search._kernel.cache_clear()
 
 
 def test_concurrent_callers() -> None:
