@@ -69,7 +69,7 @@ class GeneratorTrainingConfig:
     self_correction: SelfCorrectionConfig | None = None
     guard: GuardConfig = GuardConfig()
     ema_decay: float = 0.999
-    num_eval_images: int = 512
+    num_eval_images: Annotated[int, Field(ge=1)] = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
