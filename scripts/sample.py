@@ -104,7 +104,7 @@ class Edit:
         """The pixels by their hash, and what is kept."""
         parts = {"image": self.image, "mask": self.mask}
         hashes = {
-            name: part and hashlib.sha256(part.tobytes()).hexdigest()
+            name: None if part is None else hashlib.sha256(part.tobytes()).hexdigest()
             for name, part in parts.items()
         }
         return {**hashes, "keep_scales": self.keep_scales}
