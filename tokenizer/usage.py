@@ -1,7 +1,7 @@
 """How many codes a tokenizer uses, and how evenly: of a batch, and over a window of training steps.
 
 With G > 1 codebooks a token, entropies are summed over codebooks (bits of a token if they were
-independent), numbers of codes too; perplexities are means.
+independent), numbers of codes too; perplexities are geometric means, as in `code_usage`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def batch_usage(indices: Tensor) -> dict[str, Tensor]:
     return {
         "codes": (ordered.diff(dim=-1) > 0).sum() + len(ordered),
         "entropy_bits": entropy.sum(),
-        "perplexity": entropy.exp2().mean(),
+        "perplexity": entropy.mean().exp2(),
     }
 
 

@@ -38,7 +38,7 @@ def test_a_batch_by_counting():
         counts = [counts_of([tokens], k, g) for g in range(2)]
         assert found[f"codes_{k}"] == len(counts[0]) + len(counts[1])
         assert found[f"entropy_bits_{k}"] == pytest.approx(sum(map(bits, counts)), abs=1e-4)
-        mean = sum(2 ** bits(count) for count in counts) / 2
+        mean = 2 ** (sum(map(bits, counts)) / 2)
         assert found[f"perplexity_{k}"] == pytest.approx(mean, rel=1e-4)
 
 
