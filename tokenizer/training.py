@@ -136,8 +136,8 @@ class TokenizerTask(Task):
         """Wraps modules and optimizers.
 
         Raises:
-            ValueError: sharded parameters with an adversary or an adaptive weight, or micro-batches
-                that cut the discriminator's groups of samples.
+            ValueError: sharded parameters with an adversary, an adaptive weight or revival of a
+                table's codes, or micro-batches that cut the discriminator's groups of samples.
         """
         self.accelerator = accelerator
         self._check_processes()
@@ -147,7 +147,7 @@ class TokenizerTask(Task):
         if self.config.compile:
             if self.config.has_adaptive_weight:
                 # Their gradients keep the graph, which buffers reused by a backward pass would not.
-                torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+                torch._functorch.config.donated_buffer = False
             self.image_tokenizer.encoder.compile()
             self.image_tokenizer.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
@@ -250,9 +250,10 @@ class TokenizerTask(Task):
     def _check_processes(self) -> None:
         config, accelerator = self.config, self.accelerator
         is_sharded = accelerator.distributed_type == DistributedType.FSDP
-        if is_sharded and (config.adversary is not None or config.has_adaptive_weight):
+        revives = getattr(self.image_tokenizer.pyramid.leaf, "revival", None) is not None
+        if is_sharded and (config.adversary or config.has_adaptive_weight or revives):
             raise ValueError(
-                "FSDP cannot train with an adversary or an adaptive weight: use DDP, "
+                "FSDP cannot train with an adversary, an adaptive weight or revival: use DDP, "
                 f"got distributed_type {accelerator.distributed_type.value}"
             )
         if self.adversary is None:

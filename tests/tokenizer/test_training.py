@@ -2,11 +2,13 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from common.batches import Batch
 from common.config import from_dict
@@ -217,6 +219,11 @@ def test_what_does_not_fit_is_refused(make_task):
     stylegan2 = {"discriminator": {"kind": "stylegan2", "group_size": 8, "channel_base": 64}}
     with pytest.raises(ValueError, match=r"batch_size 12 is 12 images.*group_size 8 must"):
         make_task(adversary=stylegan2)
+    vq = {"kind": "vq", "dim": 4, "codebook_size": 8, "revival_threshold": 0.5}
+    task = TokenizerTask(make_config(model={**_one_block(), "quantizer": vq}), None)
+    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"FSDP cannot train with .* revival: use DDP"):
+        task.prepare(sharded)
     one_scale = {**_three_scales(), "image_size": 16, "pyramid": {"scales": [2]}}
     with pytest.raises(ValueError, match=r"one scale has no prefixes.* 0\.5 and 0\.0"):
         make_task(model=one_scale, prefix_weight=0.5)
