@@ -21,7 +21,7 @@ from common.config import config_class, to_dict
 from common.images import save_image
 from common.optim import NotFiniteError
 from common.precision import Precision
-from common.profiling import StepProfile
+from common.profiling import FIRST_STEP, StepProfile
 from common.sharding import gather, scatter
 from common.streaming import StreamedImages, StreamLoader
 from common.task import Task
@@ -165,6 +165,11 @@ class Session:
     def train(self, profile: int | None) -> None:
         meter, watch = Meter(self.loop.batch_size, self.loop.steps), Stopwatch()
         measure = None
+        if profile is not None and profile + FIRST_STEP > self.loop.steps - self.done:
+            raise ValueError(
+                f"steps to profile: got {profile} (allowed: {FIRST_STEP} less than the "
+                f"{self.loop.steps - self.done} steps that are left, or fewer)"
+            )
         if profile is not None and self.accelerator.is_main_process:
             measure = StepProfile(profile, self.folder.path / "profile.txt")
         bar = tqdm(

@@ -193,6 +193,7 @@ class _Parts(IterableDataset[_Part]):
                 if row.content is None:
                     raise UnreadableImageError("the row is empty")
                 pictures.append(decode_rgb(row.content))
+                unreadable = 0
             except UnreadableImageError as error:
                 lane.place.skipped += 1
                 unreadable += 1

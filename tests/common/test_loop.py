@@ -109,6 +109,8 @@ def test_profile_of_steps(tmp_path: Path) -> None:
     assert float(rows["aten::convolution_backward"][2]) == 1  # calls per step
     with pytest.raises(ValueError, match="profile: got 0"):
         train(toy_config(steps=8, log_every=1), tmp_path, profile=0)
+    with pytest.raises(ValueError, match=r"got 3 \(allowed: 3 less than the 1 steps that are left"):
+        train(toy_config(steps=8, log_every=1), tmp_path, profile=3)
 
 
 def test_time_outside_steps_is_reported(tmp_path: Path) -> None:
