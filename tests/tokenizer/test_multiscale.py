@@ -67,7 +67,9 @@ def test_the_loss_pulls_every_prefix_to_the_latent_and_the_latent_lightly_back()
     quantized.loss.backward()
     prefixes = [state.latent for state in pyramid.states(quantized.tokens)][1:]
     errors = torch.stack([(prefix - z).detach() for prefix in prefixes])  # (scales, B, C, S, S)
-    assert float(quantized.loss.detach()) == pytest.approx(1.25 * float(errors.square().mean()), rel=1e-5)
+    assert float(quantized.loss.detach()) == pytest.approx(
+        1.25 * float(errors.square().mean()), rel=1e-5
+    )
     expected = -0.25 * 2 * errors.mean(0) / z.numel()
     assert torch.allclose(z.grad, expected, atol=1e-9)
     # d prefix_k / d log g_j is scale j's contribution for k >= j; the latent is held fixed.
