@@ -65,7 +65,7 @@ class DinoDiscriminator(Discriminator):
         self.config, self.group_size = config, config.group_size
         try:
             backbone = _LOADERS[config.library](config)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TypeError) as error:  # TypeError: not a ViT of timm
             raise ValueError(
                 f"discriminator.backbone {config.backbone!r} could not be loaded by "
                 f"{config.library}: {error}"

@@ -158,3 +158,5 @@ def test_backbones_that_do_not_fit(backbones):
         build_discriminator(DinoConfig(backbone=folder, input_size=20, blocks=(1,)), 32)
     with pytest.raises(ValueError, match=r"discriminator\.backbone .*nowhere"):
         build_discriminator(DinoConfig(backbone=str(backbones / "nowhere")), 32)
+    with pytest.raises(ValueError, match=r"discriminator\.backbone 'resnet18' could not be loaded"):
+        build_discriminator(DinoConfig(library="timm", backbone="resnet18"), 32)
