@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from common.config import config_class
 from common.features import efficientnet_lite0, fuse_batch_norms
 from common.precision import Precision, resolve_precision
-from tokenizer.teacher_weights import load_dinov2, load_timm
+from tokenizer.teacher_weights import IMAGENET_MEAN, IMAGENET_STD, load_dinov2, load_timm
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAST_BLOCKS = {8: 2, 16: 4, 32: 6}
 """The last block of EfficientNet-Lite0 of each stride."""
 

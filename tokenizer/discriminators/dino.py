@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from common.config import config_class
 from tokenizer.discriminators.base import Discriminator
 from tokenizer.discriminators.layers import LEAK, GroupedBatchNorm, spectral
+from tokenizer.teacher_weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_transformers
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FIELD = "discriminator.backbone"
 
 
 @config_class
@@ -57,19 +58,14 @@ class DinoDiscriminator(Discriminator):
     The frozen backbone is no part of the parameters and the state, and follows `to`.
 
     Raises:
-        ValueError: blocks that the backbone does not have, or an input size off its patch grid.
+        ValueError: a backbone that is not found or lacks weights, blocks that it does not have, or
+            an input size off its patch grid.
     """
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
         self.config, self.group_size = config, config.group_size
-        try:
-            backbone = _LOADERS[config.library](config)
-        except (OSError, RuntimeError, TypeError) as error:  # TypeError: not a ViT of timm
-            raise ValueError(
-                f"discriminator.backbone {config.backbone!r} could not be loaded by "
-                f"{config.library}: {error}"
-            ) from error
+        backbone = _FEATURES[config.library](config)
         self._frozen = [backbone.eval().requires_grad_(False)]  # a list hides it from nn.Module
         self.heads = nn.ModuleList(
             Head(backbone.width, config.kernel_size, config.group_size) for _ in config.blocks
@@ -118,9 +114,7 @@ class TransformersFeatures(nn.Module):
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
-        from transformers import AutoModel
-
-        self.model = AutoModel.from_pretrained(config.backbone)
+        self.model = cast(Any, load_transformers(config.backbone, field=FIELD))
         self.blocks, self.width = config.blocks, int(self.model.config.hidden_size)
         side = _patches_a_side(config, self.model.config.patch_size)
         self.num_patches = side**2
@@ -137,10 +131,9 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
-        import timm
-
-        options: dict[str, Any] = {"pretrained": True, "num_classes": 0, "dynamic_img_size": True}
-        self.model = cast(Any, timm.create_model(config.backbone, **options))
+        network = load_timm(config.backbone, field=FIELD, advice="", dynamic_img_size=True)
+        self.model = cast(Any, network)
+        self.model.reset_classifier(0)
         self.indices, self.width = [b - 1 for b in config.blocks], int(self.model.embed_dim)
         _patches_a_side(config, self.model.patch_embed.patch_size[0])
         _check_depth(config, len(self.model.blocks))
@@ -152,7 +145,7 @@ class TimmFeatures(nn.Module):
         return features
 
 
-_LOADERS: dict[str, Callable[[DinoConfig], Any]] = {
+_FEATURES: dict[str, Callable[[DinoConfig], Any]] = {
     "transformers": TransformersFeatures,
     "timm": TimmFeatures,
 }

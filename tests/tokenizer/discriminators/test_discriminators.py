@@ -1,8 +1,12 @@
 """What holds for every discriminator, at a small size."""
 
+import shutil
+
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTModel
 
 from common.batches import Batch
 from common.optim import OptimizerConfig
@@ -160,3 +164,28 @@ def test_backbones_that_do_not_fit(backbones):
         build_discriminator(DinoConfig(backbone=str(backbones / "nowhere")), 32)
     with pytest.raises(ValueError, match=r"discriminator\.backbone 'resnet18' could not be loaded"):
         build_discriminator(DinoConfig(library="timm", backbone="resnet18"), 32)
+
+
+def test_backbones_without_all_their_weights_are_refused(backbones, tmp_path):
+    """Both libraries would fill in random numbers."""
+    options = {"blocks": (1,), "input_size": 16}
+    for library, lost in (("dinov2", "layernorm.weight"), ("timm", "blocks.1.norm1.weight")):
+        torn = shutil.copytree(backbones / library, tmp_path / library)
+        state = load_file(torn / "model.safetensors")
+        del state[lost]
+        (torn / "pytorch_model.bin").unlink(missing_ok=True)
+        save_file(state, torn / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"discriminator\.backbone .* lacks 1 tensors: layernorm"):
+        build_discriminator(DinoConfig(backbone=str(tmp_path / "dinov2"), **options), 32)
+    timm_config = DinoConfig(library="timm", backbone=f"local-dir:{tmp_path / 'timm'}", **options)
+    with pytest.raises(ValueError, match=r"(?s)discriminator\.backbone .*blocks\.1\.norm1\.weight"):
+        build_discriminator(timm_config, 32)
+
+
+def test_a_backbone_may_lack_its_pooler(tmp_path):
+    """DINO's files do; features do not pass through it."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = ViTConfig(**sizes, intermediate_size=16, image_size=16, patch_size=8)
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path)
+    config = DinoConfig(backbone=str(tmp_path), blocks=(1,), input_size=16, group_size=2)
+    assert build_discriminator(config, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
