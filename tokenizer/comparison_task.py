@@ -25,10 +25,10 @@ from common.loop import LoopConfig, Task
 from common.optim import EMA, OptimizerConfig, build_optimizer, gradient_step
 from common.reference import SubsetImages, image_batches, spread
 from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
-from tokenizer.code_usage import code_usage
 from tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig
 from tokenizer.meter import ReconstructionMeter, TokenizerEvaluationConfig
 from tokenizer.quantizers import Quantized, QuantizerConfig, build_quantizer, connect_processes
+from tokenizer.usage import code_usage
 
 
 @config_class

@@ -31,10 +31,10 @@ from common.reference import (
     image_batches,
     spread,
 )
-from tokenizer.code_usage import code_usage
 from tokenizer.meter import DEFINITIONS, ReconstructionMeter, TokenizerEvaluationConfig
 from tokenizer.model import ImageTokenizer
 from tokenizer.tokens import TokenPyramid
+from tokenizer.usage import code_usage
 
 __all__ = [
     "ScaleReport",

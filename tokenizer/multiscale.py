@@ -25,9 +25,7 @@ from tokenizer.quantizers import Quantizer
 from tokenizer.resampling import Resampling, resample
 from tokenizer.schedules import resolve_scales
 from tokenizer.tokens import TokenPyramid, TokenSpec
-from tokenizer.usage import batch_usage, usage
-
-__all__ = ["MultiScaleQuantizer", "PyramidConfig", "PyramidQuantized", "PyramidState", "usage"]
+from tokenizer.usage import batch_usage
 
 Replacement = Callable[[int, Tensor], Tensor]
 

@@ -1,18 +1,32 @@
-"""How many codes a tokenizer uses, and how evenly: of a batch, and over a window of training steps.
+"""How many codes tokens use, and how evenly: of a batch, of a finished set, of a training window.
 
 With G > 1 codebooks a token, entropies are summed over codebooks (bits of a token if they were
-independent), numbers of codes too; perplexities are geometric means, as in `code_usage`.
+independent), numbers of codes too; perplexities are geometric means. Entropies are plug-in
+estimates, at most log2 of the number of tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokenizer.quantizers.base import Collective
 from tokenizer.tokens import TokenPyramid, TokenSpec
+
+
+def entropy_bits(counts: Tensor) -> Tensor:
+    """Bits (...) of the distributions with counts (..., K), zeros allowed, in their own dtype."""
+    share = counts / counts.sum(dim=-1, keepdim=True)
+    return -torch.special.xlogy(share, share).sum(dim=-1) / math.log(2)
+
+
+def perplexity(entropies: Tensor) -> Tensor:
+    """Geometric mean of the perplexities of codebooks with entropies (G,) in bits."""
+    return entropies.mean().exp2()
 
 
 @torch.no_grad()
@@ -22,15 +36,44 @@ def batch_usage(indices: Tensor) -> dict[str, Tensor]:
     Reads nothing back from the device, and costs a sort of the tokens, whatever the codebook.
     """
     ordered = indices.flatten(0, 1).T.contiguous().sort(dim=-1).values  # (G, N)
+    first = torch.searchsorted(ordered, ordered)
     after = torch.searchsorted(ordered, ordered, right=True)
-    # Each token with the number of tokens that share its code.
-    counts = (after - torch.searchsorted(ordered, ordered)).float()
-    entropy = -(counts / ordered.shape[-1]).log2().mean(dim=-1)  # (G,)
+    is_first = first == torch.arange(ordered.shape[-1], device=ordered.device)
+    # Each code's count at the first of its tokens, zero at the others.
+    counts = ((after - first) * is_first).float()
+    entropies = entropy_bits(counts)  # (G,)
     return {
-        "codes": (ordered.diff(dim=-1) > 0).sum() + len(ordered),
-        "entropy_bits": entropy.sum(),
-        "perplexity": entropy.mean().exp2(),
+        "codes": is_first.sum(),
+        "entropy_bits": entropies.sum(),
+        "perplexity": perplexity(entropies),
     }
+
+
+@dataclass(frozen=True)
+class CodeUsage:
+    """How the codes of a set of tokens are used.
+
+    Usage is the share of all codes of a token's codebooks that occur.
+    """
+
+    codes_used: int
+    usage: float
+    entropy_bits: float
+    perplexity: float
+
+
+def code_usage(indices: Tensor, codebook_sizes: Sequence[int]) -> CodeUsage:
+    """Of a finished set of tokens `(..., G)`, in double precision."""
+    columns = indices.flatten(0, -2).unbind(-1)
+    counts = [column.unique(return_counts=True)[1].double() for column in columns]
+    entropies = torch.stack([entropy_bits(part) for part in counts])
+    used = sum(len(part) for part in counts)
+    return CodeUsage(
+        codes_used=used,
+        usage=used / sum(codebook_sizes),
+        entropy_bits=float(entropies.sum()),
+        perplexity=float(perplexity(entropies)),
+    )
 
 
 def usage(tokens: TokenPyramid) -> dict[str, float]:
@@ -89,10 +132,5 @@ class UsageWindow:
             parts = row.split(self.spec.codebook_sizes)
             used = torch.stack([(part > 0).double().mean() for part in parts])
             found[f"window_usage_{k}"] = used.mean()
-            found[f"window_entropy_bits_{k}"] = torch.stack([_entropy_bits(p) for p in parts]).sum()
+            found[f"window_entropy_bits_{k}"] = torch.stack([entropy_bits(p) for p in parts]).sum()
         return found
-
-
-def _entropy_bits(counts: Tensor) -> Tensor:
-    share = counts / counts.sum()
-    return -torch.special.xlogy(share, share).sum() / math.log(2)

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.config import from_dict
-from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig, usage
+from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig
 from tokenizer.quantizers import build_quantizer
 from tokenizer.tokens import TokenPyramid
+from tokenizer.usage import usage
 
 
 def make(leaf=None, *, kind="leech", **options):
