@@ -141,11 +141,6 @@ class Quantizer(nn.Module, ABC):
     def after_step(self) -> None:
         """Applies pending statistics; call exactly once after each optimizer step."""
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: codebooks and their transforms are never decayed."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": parameters, "weight_decay": 0.0}] if parameters else []
-
     @abstractmethod
     def _quantize(self, z: Tensor) -> Quantized: ...
 
