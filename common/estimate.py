@@ -19,7 +19,7 @@ OPTIMIZER_SLOTS = {"adamw": 2, "muon": 1}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one process when nothing is sharded.
+    """Bytes of a run on one process, which then holds everything and each whole micro-batch.
 
     Args:
         weights, gradients, optimizer, averages: by arithmetic, all fp32.
@@ -33,7 +33,7 @@ class MemoryEstimate:
     activations: int
 
     def text(self, images: int) -> str:
-        """One line for micro-batches of `images` images on a process."""
+        """One line for micro-batches of `images` images on the only process."""
         state = self.weights + self.gradients + self.optimizer + self.averages
         kept = images * self.activations
         return (
@@ -41,7 +41,7 @@ class MemoryEstimate:
             f"{_mebibytes(self.gradients)}, optimizer {_mebibytes(self.optimizer)}, averages "
             f"{_mebibytes(self.averages)}, activations {_mebibytes(kept)} "
             f"({self.activations / 2**20:,.2f} MiB an image); {_mebibytes(state + kept)} in all, "
-            "without temporary buffers"
+            f"without temporary buffers; counts {images:,} images per process, assuming one process"
         )
 
 

@@ -23,7 +23,7 @@ def test_memory_by_hand() -> None:
     assert memory.text(4) == (
         "memory of a process (estimate): weights 5 MiB, gradients 4 MiB, optimizer 8 MiB, "
         "averages 2 MiB, activations 8 MiB (2.00 MiB an image); 27 MiB in all, "
-        "without temporary buffers"
+        "without temporary buffers; counts 4 images per process, assuming one process"
     )
     assert estimate_memory(3, averaged=0, activations=0, optimizer="muon").optimizer == 12
 

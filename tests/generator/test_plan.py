@@ -58,6 +58,7 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer(
     assert "parameters, of which the head 151,154,640" in printed
     assert "521 tokens of 17.58 bits, 9,162 bits per image" in printed
     assert "(1.00 MiB an image)" in printed
+    assert "counts 1,024 images per process, assuming one process" in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -56,6 +56,8 @@ def test_other_recipes_have_the_published_rates(name, monkeypatch):
     assert config.run == f"runs/{name}"
     text = plan.describe(config)
     assert f": {tokens} tokens of " in text
+    images = config.loop.batch_size // config.loop.accumulation
+    assert f"counts {images} images per process, assuming one process" in text
     assert f"\n{bits} bits per image, " in text
 
 
