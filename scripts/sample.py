@@ -185,7 +185,7 @@ def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[
     """(label, seed) of each image: all labels with all seeds, or `--count` of them in turn.
 
     Raises:
-        ValueError: unknown labels, malformed seeds.
+        ValueError: unknown labels, malformed seeds, or either more than once.
     """
     labels, seeds = parse_labels(options.labels, pipeline), parse_seeds(options.seeds)
     if options.count is None:
@@ -215,7 +215,7 @@ def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
     """Class numbers of "cat,dog,7" or "all"; a name wins over a number.
 
     Raises:
-        ValueError: unknown names.
+        ValueError: unknown names, or a class twice.
     """
     if text == "all":
         return list(range(pipeline.generator.num_classes))
@@ -223,6 +223,8 @@ def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
     for part in (part.strip() for part in text.split(",")):
         is_number = part.isdecimal() and part not in pipeline.label_names
         labels.append(pipeline.label_index(int(part) if is_number else part))
+    if twice := _repeated(labels):
+        raise ValueError(f"labels {text!r} have class {_name(twice[0], pipeline)} more than once")
     return labels
 
 
@@ -230,7 +232,7 @@ def parse_seeds(text: str) -> list[int]:
     """Seeds of "0:8" (0 to 7), "3" or "1,5,10:12".
 
     Raises:
-        ValueError: anything else, or no seed at all.
+        ValueError: anything else, no seed at all, or a seed twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -240,6 +242,8 @@ def parse_seeds(text: str) -> list[int]:
         seeds += range(int(first), int(last) if colon else int(first) + 1)
     if not seeds:
         raise ValueError(f"seeds {text!r} are an empty range")
+    if twice := _repeated(seeds):
+        raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
     return seeds
 
 
@@ -264,6 +268,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: a GPU of the process, else the CPU")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="autocast of the networks")
     return parser
+
+
+def _repeated(numbers: Sequence[int]) -> list[int]:
+    return [number for number, count in Counter(numbers).items() if count > 1]
 
 
 def _name(label: int, pipeline: Pipeline) -> str:

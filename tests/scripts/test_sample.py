@@ -70,6 +70,15 @@ def test_labels_are_names_numbers_or_all(pipeline: Pipeline):
         parse_labels("cta", pipeline)
 
 
+def test_what_would_be_drawn_twice_to_one_file_is_refused(pipeline: Pipeline):
+    for text in ("cat,cat", "a/b,cat,0"):
+        with pytest.raises(ValueError, match="class cat more than once"):
+            parse_labels(text, pipeline)
+    for text in ("1,1", "0:3,1"):
+        with pytest.raises(ValueError, match=r"seeds '.*' have 1 more than once"):
+            parse_seeds(text)
+
+
 def test_seeds_are_ranges_and_lists():
     assert parse_seeds("0:3") == [0, 1, 2]
     assert parse_seeds("7") == [7]
