@@ -39,6 +39,8 @@ class LGQConfig:
         peak_weight: of 1 - sum_k p_k², a token's indecision.
         usage_weight: of K sum_k u_k² - 1, the unevenness of the mean responsibilities u.
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows, as published.
+            Stage 1 never calls that, only the comparison of quantizers does: placing codebooks on
+            data inside the pyramid was measured to be worse.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
         revival_decay: of that average, per optimizer step.

@@ -35,6 +35,8 @@ class VQConfig:
         cosine: look up by angle; latents and codes are normalised, gradients pass through that.
         estimator: gradient from the code to the latent.
         kmeans_iterations: Lloyd iterations of `init_from_data`; 0 takes random rows of the data.
+            Stage 1 never calls that, only the comparison of quantizers does: placing codebooks on
+            data inside the pyramid was measured to be worse.
         revival_threshold: codes whose average usage, in units of uniform usage of a scale, falls
             below this are moved onto random latents of the step; None never does.
         revival_decay: of that average, per optimizer step.
