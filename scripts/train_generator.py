@@ -12,6 +12,7 @@ from pathlib import Path
 from common.config import load_config
 from common.data import ImageDataset, load_dataset, load_training_data
 from common.estimate import is_local
+from common.precision import resolve_precision
 from common.program import TrainingData, training_program
 from generator.plan import describe
 from generator.training import GeneratorTask, GeneratorTrainingConfig, check_classes
@@ -71,7 +72,8 @@ def load_data(config: GeneratorTrainingConfig) -> TrainingData:
     if config.tokens is None:
         return load_training_data(config.data)
     image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
-    return TokenCache.open(config.tokens, image_tokenizer, config.data)
+    precision = resolve_precision(config.loop.precision)
+    return TokenCache.open(config.tokens, image_tokenizer, config.data, precision=precision)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -192,13 +192,18 @@ class TokenCache:
 
     @classmethod
     def open(
-        cls, folder: str | Path, image_tokenizer: ImageTokenizer, data: DataConfig
+        cls,
+        folder: str | Path,
+        image_tokenizer: ImageTokenizer,
+        data: DataConfig,
+        *,
+        precision: Literal["fp32", "bf16"],
     ) -> TokenCache:
         """Checks everything about a cache but the tokens themselves, which the checksums vouch for.
 
         Raises:
-            ValueError: no cache, missing or damaged shards, another tokenizer, other data, or data
-                that is cut in a way that the cache does not hold.
+            ValueError: no cache, missing or damaged shards, another tokenizer or precision than the
+                run's, other data, or data that is cut in a way that the cache does not hold.
         """
         folder = Path(folder)
         found = read_plan(folder)
@@ -209,7 +214,7 @@ class TokenCache:
             replace(data, flip=flip),
             crops=crops,
             shard_size=found["shard_size"],
-            precision=found["precision"],
+            precision=precision,
         )
         _check_same(folder, found, asdict(plan))
         missing = [s for s in range(plan.num_shards) if not _is_whole(_shard_file(folder, s))]

@@ -127,6 +127,8 @@ def test_training_from_tokens_is_training_from_images(make_config: Any, tmp_path
         train_generator.main([str(file), *tokens, f"run={tmp_path / 'cached'}"])
     assert extract_tokens.main([str(file), *tokens, "--shard-size", "20"]) == 3
     assert extract_tokens.main([str(file), *tokens, "--shard-size", "20"]) == 0
+    with pytest.raises(ValueError, match="precision is 'fp32' there and 'bf16' here"):
+        train_generator.main([str(file), *tokens, "loop.precision=bf16", f"run={tmp_path / 'x'}"])
     train_generator.main([str(file)])
     train_generator.main([str(file), *tokens, f"run={tmp_path / 'cached'}"])
     assert_same(state(tmp_path / "cached", 4), state(online.run, 4))

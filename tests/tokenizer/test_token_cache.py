@@ -59,7 +59,7 @@ def test_batches_hold_the_tokens_of_the_images_they_replace(
     tmp_path: Path, image_tokenizer: ImageTokenizer, workers: int
 ) -> None:
     assert extract(tmp_path, image_tokenizer) == [0, 1, 2]
-    cache = TokenCache.open(tmp_path, image_tokenizer, DATA)
+    cache = TokenCache.open(tmp_path, image_tokenizer, DATA, precision="fp32")
     assert len(cache) == 20
     images = batches(load_dataset(DATA, train=True), 4)
     for cached, online in zip(batches(cache, 4, workers), images, strict=True):
@@ -69,7 +69,7 @@ def test_batches_hold_the_tokens_of_the_images_they_replace(
         assert cached.tokens is not None
         assert torch.equal(cached.tokens, image_tokenizer.encode(online.images).indices)
     unflipped = replace(DATA, flip=False)  # a cache may hold more than is wanted
-    cached = batches(TokenCache.open(tmp_path, image_tokenizer, unflipped), 1)[0]
+    cached = batches(TokenCache.open(tmp_path, image_tokenizer, unflipped, precision="fp32"), 1)[0]
     assert cached.tokens is not None
     online = batches(load_dataset(unflipped, train=True), 1)[0]
     assert torch.equal(cached.tokens, image_tokenizer.encode(online.images).indices)
@@ -80,14 +80,14 @@ def test_random_crops_are_a_choice_of_those_made(
 ) -> None:
     data = replace(DATA, crop="random", resize=1.5)
     extract(tmp_path, image_tokenizer, data, crops=3)
-    cache = TokenCache.open(tmp_path, image_tokenizer, data)
+    cache = TokenCache.open(tmp_path, image_tokenizer, data, precision="fp32")
     keys = torch.arange(60)
     raw = cache.read([5] * 60, keys)
     assert raw.tokens is not None
     assert len(raw.tokens.unique(dim=0)) == 6  # three crops, mirrored or not
     assert torch.equal(raw.tokens, cache.read([5] * 60, keys).tokens)
     with pytest.raises(ValueError, match="crops is 3 there and None here"):
-        TokenCache.open(tmp_path, image_tokenizer, replace(data, crop="center"))
+        TokenCache.open(tmp_path, image_tokenizer, replace(data, crop="center"), precision="fp32")
     with pytest.raises(ValueError, match=r"crops None and data\.crop 'random'"):
         extract(tmp_path / "other", image_tokenizer, data)
 
@@ -103,7 +103,7 @@ def test_goes_on_where_it_stopped_and_repairs(
     damaged[-1] ^= 1
     (tmp_path / "shard_00002.safetensors").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"2 of 3 shards are missing or damaged, .* number 0"):
-        TokenCache.open(tmp_path, image_tokenizer, DATA)
+        TokenCache.open(tmp_path, image_tokenizer, DATA, precision="fp32")
     assert extract(tmp_path, image_tokenizer) == [0, 2]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -120,7 +120,7 @@ def test_processes_share_the_shards(tmp_path: Path, image_tokenizer: ImageTokeni
         for rank in range(2)
     ]
     assert made == [[0, 2], [1]]
-    TokenCache.open(tmp_path, image_tokenizer, DATA)
+    TokenCache.open(tmp_path, image_tokenizer, DATA, precision="fp32")
 
 
 def test_refuses_another_tokenizer_or_other_data(
@@ -128,19 +128,21 @@ def test_refuses_another_tokenizer_or_other_data(
 ) -> None:
     extract(tmp_path, image_tokenizer)
     other = build_tokenizer(seed=1)
-    for action in (extract, lambda *arguments: TokenCache.open(*arguments, DATA)):
+    for action in (extract, lambda *arguments: TokenCache.open(*arguments, DATA, precision="fp32")):
         with pytest.raises(ValueError, match="tokens of something else: tokenizer is"):
             action(tmp_path, other)
     with pytest.raises(ValueError, match=r"data is .* num_images is 20 there and 19 here"):
-        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, max_images=19))
+        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, max_images=19), precision="fp32")
     with pytest.raises(ValueError, match=r"image_size is 16, but the tokenizer was trained at 8"):
-        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, image_size=16))
+        TokenCache.open(tmp_path, image_tokenizer, replace(DATA, image_size=16), precision="fp32")
     with pytest.raises(ValueError, match="is not a token cache"):
-        TokenCache.open(tmp_path / "nothing", image_tokenizer, DATA)
+        TokenCache.open(tmp_path / "nothing", image_tokenizer, DATA, precision="fp32")
+    with pytest.raises(ValueError, match="precision is 'fp32' there and 'bf16' here"):
+        TokenCache.open(tmp_path, image_tokenizer, DATA, precision="bf16")
     plain = tmp_path / "plain"
     extract(plain, image_tokenizer, replace(DATA, flip=False))
     with pytest.raises(ValueError, match="flip is False there and True here"):
-        TokenCache.open(plain, image_tokenizer, DATA)
+        TokenCache.open(plain, image_tokenizer, DATA, precision="fp32")
 
 
 def test_fingerprint_is_of_what_makes_tokens() -> None:
