@@ -30,7 +30,7 @@ from tokenizer.model import ImageTokenizer
 
 PLAN_FILE = "cache.json"
 FORMAT = 1
-CROP_CHOICE_STREAM = 102
+CROP_CHOICE_STREAM = 106
 """Names the random stream that picks one of several crops."""
 LARGEST_INT32 = 2**31
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +142,15 @@ def test_uniform_is_uniform() -> None:
     assert float((centred[:, 1:] * centred[:, :-1]).mean().abs()) < 0.0015
     other = uniform_from_keys(torch.arange(2000), 2, (50,)) - 0.5
     assert float((centred * other).mean().abs()) < 0.0015
+
+
+def test_no_two_uses_share_a_random_stream() -> None:
+    numbers: dict[int, str] = {}
+    root = Path(__file__).parents[2]
+    for package in ("common", "tokenizer", "generator", "sampling"):
+        for file in (root / package).rglob("*.py"):
+            found = re.findall(r"^(\w+_STREAM(?:, \w+)*) = (.+)$", file.read_text(), re.MULTILINE)
+            for names, values in found:
+                for name, value in zip(names.split(", "), values.split(", "), strict=True):
+                    assert numbers.setdefault(int(value), name) == name
+    assert {-1, 100, 101, 102} < numbers.keys()
