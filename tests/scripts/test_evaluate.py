@@ -1,7 +1,8 @@
 import json
-import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,8 @@ def measure_both(folder: Path, out: Path) -> None:
 
 
 def one_of_two(rank: int, folder: Path, out: Path, port: int) -> None:
-    """What `accelerate launch` gives a process, without another start of Python and torch."""
-    torch.set_num_threads(1)  # as a forked process must, see torch's data loader
+    """What `accelerate launch` gives a process."""
+    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     os.environ |= address | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -176,16 +177,17 @@ def test_two_gloo_processes_measure_what_one_does(folder: Path, tmp_path: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, __file__]
     workers = [
-        context.Process(target=one_of_two, args=(rank, folder, two, port)) for rank in range(2)
+        subprocess.Popen([*command, str(rank), folder, two, str(port)], env=environment)
+        for rank in range(2)
     ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        worker.kill()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait(240) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     for name in ("tokenizer", "generator"):
         alone, together = (json.loads((path / f"{name}.json").read_text()) for path in (one, two))
         assert together["protocol"]["num_images"] == (31 if name == "tokenizer" else 21)
@@ -195,3 +197,7 @@ def test_two_gloo_processes_measure_what_one_does(folder: Path, tmp_path: Path) 
         for a, b in zip(alone.get("scales", ()), together.get("scales", ()), strict=True):
             assert b == pytest.approx(a, rel=1e-3)
     assert (two / "tokenizer_prefixes.png").is_file()
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
