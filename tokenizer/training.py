@@ -72,6 +72,11 @@ class TokenizerTrainingConfig:
                 f"data.image_size {self.data.image_size} must equal model.image_size "
                 f"{self.model.image_size}"
             )
+        if self.adversary is not None and self.adversary.start_step >= self.loop.steps:
+            raise ValueError(
+                f"adversary.start_step {self.adversary.start_step} must be below loop.steps "
+                f"{self.loop.steps}, or the discriminator never trains"
+            )
         num_scales = len(self.model.pyramid.scales)
         if num_scales == 1 and max(self.prefix_weight, self.scale_dropout) > 0:
             raise ValueError(

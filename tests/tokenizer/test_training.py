@@ -227,3 +227,5 @@ def test_what_does_not_fit_is_refused(make_task):
     one_scale = {**_three_scales(), "image_size": 16, "pyramid": {"scales": [2]}}
     with pytest.raises(ValueError, match=r"one scale has no prefixes.* 0\.5 and 0\.0"):
         make_task(model=one_scale, prefix_weight=0.5)
+    with pytest.raises(ValueError, match=r"start_step 4 must be below loop\.steps 4"):
+        make_task(adversary={**PATCHGAN, "start_step": 4})
