@@ -187,15 +187,17 @@ class Exactness:
     distribution: str
     method: Method
     count: int
-    unlike: int  # indices that are not the lowest with the largest product
+    unlike: int  # indices that differ from float64 brute force's, see `exactness`
     loss: float  # largest relative shortfall of the returned code's product
 
 
 def exactness(count: int, chunk: int = 16_384) -> Iterator[Exactness]:
     """Checks at least `count` vectors, chunk by chunk of each distribution.
 
-    The products with all codes are taken in float64. A vector whose index is not brute force's is
-    compared with all 196,560 codes again, where exact ties go to the lowest index.
+    `unlike` counts a method's indices that differ from brute force's, with products in float64.
+    Where brute force's pick is that of every method, it stands. Where it differs from the pick of
+    one of them, the vector is compared with all 196,560 codes again, which resolves ties to the
+    lowest index, and all methods are counted against that.
     """
     half, codes = HalfSearch(torch.float64), leech.codebook().double()
     methods: list[Method] = ["eager", "kernel"] if has_kernel() else ["eager"]
