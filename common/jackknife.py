@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from scipy.linalg import eigh, eigvalsh
 from scipy.stats import t as student
 from torch import Tensor
 from torch_fidelity.metric_prc import calc_cdist_part
@@ -59,7 +60,8 @@ def binomial_error(fraction: float, count: int) -> float:
 
 def frechet_without(features: Tensor, groups: Tensor, reference: FeatureStats) -> Tensor:
     """Fréchet distance of `(N, D)` features to the reference without each group, `(G,)`."""
-    values, vectors = torch.linalg.eigh(reference.covariance)
+    # scipy's solver, since torch's (divide and conquer) fails on some covariances of low rank.
+    values, vectors = (torch.from_numpy(part) for part in eigh(reference.covariance.numpy()))
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # Σb^½
     whole = MomentAccumulator()
     whole.update(features)
@@ -67,7 +69,8 @@ def frechet_without(features: Tensor, groups: Tensor, reference: FeatureStats) -
     for group in range(int(groups.max()) + 1):
         stats = whole.without(features[groups == group])
         # tr (Σa Σb)^½ = tr (Σb^½ Σa Σb^½)^½, and the right matrix is symmetric.
-        eigenvalues = torch.linalg.eigvalsh(root @ stats.covariance @ root)
+        product = root @ stats.covariance @ root
+        eigenvalues = torch.from_numpy(eigvalsh(product.numpy()))
         trace = stats.covariance.trace() + reference.covariance.trace()
         shift = (stats.mean - reference.mean).square().sum()
         distances.append(shift + trace - 2 * eigenvalues.clamp(min=0).sqrt().sum())

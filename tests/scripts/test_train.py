@@ -116,7 +116,7 @@ def test_two_processes_equal_one(stage_1, tmp_path):
     options = ["loop.steps=3", "loop.batch_size=16", "loop.save_every=3"]
     train_stage_2(stage_1, tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += ["--master-port=29533", str(ROOT / "scripts" / "train_generator.py")]
+    command += ["--standalone", str(ROOT / "scripts" / "train_generator.py")]
     command += [str(DEBUG / "generator.yaml"), f"tokenizer={stage_1[0]}"]
     command += [f"run={tmp_path / 'two'}", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
