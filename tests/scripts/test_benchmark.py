@@ -31,6 +31,7 @@ def test_exactness_sums_by_distribution(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(": gaussian")
     integers = [line for line in lines if line.startswith("integers")]
+    assert integers
     assert all("10 vectors,      0 other indices, loss <= 0.0e+00" in line for line in integers)
 
 
