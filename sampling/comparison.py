@@ -114,6 +114,17 @@ class EvaluationResult:
         extractor = self.protocol["extractor"]
         cells = {
             "model": name,
+            **self.cells(),
+            "extractor": f"{extractor['name']} ({extractor['resize']})",
+            "images": str(self.protocol["num_images"]),
+            "reference images": str(self.protocol["reference"]["num_images"]),
+        }
+        rows = (cells.keys(), ["---"] * len(cells), cells.values())
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def cells(self) -> dict[str, str]:
+        """The metrics as they stand in tables, by heading."""
+        return {
             "gFID": self._cell("gfid", ".2f"),
             "sFID": self._cell("sfid", ".2f"),
             "IS": self._cell("inception_score", ".2f"),
@@ -122,12 +133,7 @@ class EvaluationResult:
             "density": self._cell("density", ".3f"),
             "coverage": self._cell("coverage", ".3f"),
             "KID x 1000": self._cell("kid_mean", ".3f", factor=1000),
-            "extractor": f"{extractor['name']} ({extractor['resize']})",
-            "images": str(self.protocol["num_images"]),
-            "reference images": str(self.protocol["reference"]["num_images"]),
         }
-        rows = (cells.keys(), ["---"] * len(cells), cells.values())
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _cell(self, name: str, form: str, factor: float = 1.0) -> str:
         value = getattr(self, name)
@@ -158,26 +164,36 @@ def evaluate_images(
     return compare_features(features, TensorImages(reference), extractor, config)
 
 
-def compare_features(
-    generated: FeatureSet,
-    reference: ImageSource,
-    extractor: FeatureExtractor,
-    config: MetricsConfig,
-    protocol: Mapping[str, Any] | None = None,
-) -> EvaluationResult:
-    """Compares features with the images of a source, whose features are cached by content.
-
-    Args:
-        protocol: what else is known about the generated images and the reference.
-    """
-    started = time.monotonic()
-    real = reference_features(
-        reference,
+def measure_reference(
+    source: ImageSource, extractor: FeatureExtractor, config: MetricsConfig
+) -> FeatureSet:
+    """Features of real images, cached by content."""
+    return reference_features(
+        source,
         extractor,
         batch_size=config.batch_size,
         max_kept=config.max_reference,
         cache=default_cache(),
     )
+
+
+def compare_features(
+    generated: FeatureSet,
+    reference: ImageSource | FeatureSet,
+    extractor: FeatureExtractor,
+    config: MetricsConfig,
+    protocol: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """Compares features with those of a reference.
+
+    Args:
+        reference: images, or what `measure_reference` found in them.
+        protocol: what else is known about the generated images and the reference.
+    """
+    started = time.monotonic()
+    real = reference
+    if not isinstance(real, FeatureSet):
+        real = measure_reference(real, extractor, config)
     kernel = kernel_distance(
         generated.pooled,
         real.pooled,

@@ -7,6 +7,7 @@ number of processes. Images go straight from the decoder into features; none is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from sampling.comparison import (
     MetricsConfig,
     compare_features,
     evaluate_images,
+    measure_reference,
 )
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
@@ -34,6 +36,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationResult",
     "EvaluationRun",
+    "GeneratorEvaluator",
     "MetricsConfig",
     "class_counts",
     "evaluate_generator",
@@ -94,23 +97,56 @@ def evaluate_generator(
     Raises:
         ValueError: unequal class counts, other classes or another image size than the data's.
     """
-    _check(pipeline, dataset, config)
-    num_classes = pipeline.generator.num_classes
-    extractor = build_extractor(config.metrics.extractor, pipeline.device)
-    generated = sample_features(pipeline, extractor, config, accelerator)
-    counts = torch.bincount(image_labels(torch.arange(config.num_images), num_classes))
-    protocol: dict[str, Any] = {
-        "images_per_class": [int(counts.min()), int(counts.max())],
-        "num_classes": num_classes,
-        "labels": "image i has label i mod num_classes",
-        "seeds": f"image i has seed {config.first_seed} + i",
-        "sampling": to_dict(config.sampling or pipeline.sampling),
-        "batch_size": config.batch_size,  # it and the dtype fix how the images are rounded
-        "dtype": str(pipeline.dtype),
-        "reference": {"data": to_dict(dataset.config), "part": part},
-    }
-    with main_first(accelerator):
-        return compare_features(generated, dataset, extractor, config.metrics, protocol)
+    evaluator = GeneratorEvaluator(pipeline, dataset, config, part=part, accelerator=accelerator)
+    return evaluator.measure(config.sampling)
+
+
+class GeneratorEvaluator:
+    """`evaluate_generator` for several settings: builds the extractor and the reference once.
+
+    Arguments and errors are those of `evaluate_generator`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        dataset: ImageDataset,
+        config: EvaluationConfig,
+        *,
+        part: str = "train",
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        _check(pipeline, dataset, config)
+        self.pipeline, self.dataset, self.config = pipeline, dataset, config
+        self.part, self.accelerator = part, accelerator
+        self.extractor = build_extractor(config.metrics.extractor, pipeline.device)
+        self._reference: FeatureSet | None = None
+
+    def measure(self, sampling: SamplingConfig | None) -> EvaluationResult:
+        """Samples the config's images with these settings; None takes the pipeline's own."""
+        config = replace(self.config, sampling=sampling)
+        generated = sample_features(self.pipeline, self.extractor, config, self.accelerator)
+        protocol = self._protocol(sampling or self.pipeline.sampling)
+        with main_first(self.accelerator):
+            if self._reference is None:
+                self._reference = measure_reference(self.dataset, self.extractor, config.metrics)
+            return compare_features(
+                generated, self._reference, self.extractor, config.metrics, protocol
+            )
+
+    def _protocol(self, sampling: SamplingConfig) -> dict[str, Any]:
+        config, num_classes = self.config, self.pipeline.generator.num_classes
+        counts = torch.bincount(image_labels(torch.arange(config.num_images), num_classes))
+        return {
+            "images_per_class": [int(counts.min()), int(counts.max())],
+            "num_classes": num_classes,
+            "labels": "image i has label i mod num_classes",
+            "seeds": f"image i has seed {config.first_seed} + i",
+            "sampling": to_dict(sampling),
+            "batch_size": config.batch_size,  # it and the dtype fix how the images are rounded
+            "dtype": str(self.pipeline.dtype),
+            "reference": {"data": to_dict(self.dataset.config), "part": self.part},
+        }
 
 
 def image_labels(positions: Tensor, num_classes: int) -> Tensor:

@@ -1,0 +1,70 @@
+"""Tries sampling settings: gFID, IS, precision and recall of each, a table and a plot.
+
+[accelerate launch] python scripts/sweep.py PIPELINE configs/evaluation/cifar10.yaml
+    'sweep.guidance_scale=[1, 1.5, 2, {kind: linear, start: 1, end: 3}]'
+    'sweep.top_k=[null, 900]' sweep.num_images=2000 [key=value ...]
+
+The config is one of scripts/evaluate_generator.py, so the settings are measured as the final
+evaluation measures them, but on images of other seeds. The output folder (out=..., by default
+PIPELINE/sweep) gets rows.jsonl, as the rows come; the same command again goes on. Then table.md,
+sweep.png, and best.yaml, the setting of least gFID, for scripts/sample.py --config.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from common.config import load_config, save_config
+from common.data import load_dataset
+from common.plots import check_plots, save_figure
+from sampling.pipeline import Pipeline
+from sampling.sweep import SweepRun, describe, sweep
+from sampling.sweep_report import draw, ranked, table
+from scripts.sample import model_digest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("pipeline", help="folder with tokenizer/ and generator/, or hub id")
+    parser.add_argument("config", help="YAML file of configs/evaluation")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    run = load_config(SweepRun, arguments.config, arguments.overrides)
+    check_plots()
+    accelerator = Accelerator()
+    pipeline = Pipeline.from_pretrained(arguments.pipeline).to(accelerator.device)
+    model = Path(arguments.pipeline)
+    folder = (
+        Path(run.out) if run.out is not None else (model if model.is_dir() else Path()) / "sweep"
+    )
+    rows = sweep(
+        pipeline,
+        load_dataset(run.data, train=run.reference == "train"),
+        run,
+        folder,
+        model=model_digest(pipeline),
+        accelerator=accelerator,
+        announce=tqdm.write,
+    )
+    if not accelerator.is_main_process:
+        return
+    best = ranked(rows)[0]
+    (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    save_figure(draw(rows, pipeline.generator.spec.num_scales), folder / "sweep.png")
+    save_config(best.sampling, folder / "best.yaml")
+    print(table(rows))
+    for warning in best.result.protocol["warnings"]:
+        print(f"warning: {warning}")
+    print(f"least gFID: {describe(best.sampling)}")
+    print(f"rows, table, plot and best.yaml: {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The sweep program, against the evaluation program."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from generator.heads import CategoricalHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from sampling.generate import SamplingConfig
+from sampling.pipeline import Pipeline
+from scripts import evaluate_generator, sweep
+from scripts.sample import sampling_config
+from tokenizer.cnn import CNNConfig
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import FSQConfig
+
+CONFIG = Path(__file__).parents[2] / "configs" / "evaluation" / "digits.yaml"
+OVERRIDES = [
+    "data.image_size=16",
+    "data.max_images=40",
+    "reference=eval",
+    "evaluation.num_images=20",
+    "evaluation.batch_size=10",
+    "evaluation.metrics.kid_subset_size=10",
+    "evaluation.metrics.extractor.size=32",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    image_tokenizer = ImageTokenizer(
+        TokenizerConfig(
+            image_size=16,
+            pyramid=PyramidConfig(scales=(1, 2)),
+            autoencoder=CNNConfig(channels=(8, 8), patch_size=4, encoder_blocks=1, groups=4),
+            quantizer=FSQConfig(levels=(5, 3)),
+        )
+    )
+    head = CategoricalHeadConfig()
+    sizes = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=10, head=head)
+    generator = NextScaleGenerator(sizes, image_tokenizer.spec)
+    for parameter in generator.parameters():  # guidance of an untrained head changes nothing
+        torch.nn.init.normal_(parameter, std=0.3)
+    path = tmp_path_factory.mktemp("models") / "pipeline"
+    Pipeline(image_tokenizer, generator, SamplingConfig(temperature=0.9)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_sweep_writes_rows_table_plot_and_the_best_setting(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["sweep.guidance_scale=[1, 4]", "sweep.top_k=[2]"]
+    sweep.main([str(folder), str(CONFIG), *OVERRIDES, *grid])
+    out = folder / "sweep"
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    printed = capsys.readouterr().out
+    assert (out / "table.md").read_text() in printed
+    best = min(rows, key=lambda row: row["gfid"])
+    assert f"| {best['gfid']:.2f} |" in (out / "table.md").read_text().splitlines()[2]
+    assert sampling_config(SamplingConfig(), str(out / "best.yaml"), []) == sampling_config(
+        SamplingConfig(), None, [f"{k}={json.dumps(v)}" for k, v in _sampling(best).items()]
+    )
+    with Image.open(out / "sweep.png") as picture:
+        assert picture.width > picture.height > 300
+    setting = ["guidance_scale=4", "top_k=2", "temperature=0.9"]
+    overrides = [f"evaluation.sampling.{text}" for text in setting]
+    result = tmp_path / "result.json"
+    seed = ["evaluation.first_seed=1000000", f"out={result}"]
+    evaluate_generator.main([str(folder), str(CONFIG), *OVERRIDES, *overrides, *seed])
+    alone = json.loads(result.read_text())
+    row = rows[1]
+    for name in ("gfid", "inception_score", "precision", "recall", "density", "kid_mean"):
+        assert row[name] == alone[name], name
+    assert _sampling(row) == alone["protocol"]["sampling"]
+
+
+def _sampling(row: dict) -> dict:
+    return row["protocol"]["sampling"]
+
+
+def test_without_matplotlib_nothing_is_sampled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r'pip install "lambda24\[plots\]"'):
+        sweep.main([str(folder), str(CONFIG), *OVERRIDES, f"out={tmp_path / 'sweep'}"])
+    assert not (tmp_path / "sweep").exists()
