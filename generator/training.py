@@ -162,7 +162,9 @@ class GeneratorTask(Task):
     def evaluate(self, step: int) -> dict[str, float]:
         """Scores of the averaged weights on held-out images, over all scales and for each.
 
-        `_losses`, and the accuracy of the most likely token on the first tokens of each scale.
+        `_losses`, and the accuracy of the most likely token on the first tokens of each scale. Of a
+        head that also gives mass to what is no code: `code_nll`, the nats per token among the
+        codes, and `code_mass`, the mean probability of being a code.
         """
         totals: dict[str, float] = {}
         right: list[list[Tensor]] = [[] for _ in self.generator.spec.scales]
@@ -172,11 +174,25 @@ class GeneratorTask(Task):
             images = from_uint8(self.eval_data.images_uint8(chunk.tolist()))
             labels = self.eval_data.labels[chunk].to(self.accelerator.device)
             tokens, inputs = self._tokenize(images.to(self.accelerator.device))
-            for name, value in self._losses(model, inputs, labels, tokens).items():
+            scores = self._losses(model, inputs, labels, tokens)
+            if not self.generator.head.normalized_over_codes:
+                scores |= self._code_scores(inputs, labels, tokens)
+            for name, value in scores.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(chunk) / count
             if any(sum(map(len, found)) < MAX_ACCURACY_TOKENS for found in right):
                 self._compare(inputs, labels, tokens, right)
         return totals | accuracies(right, self.generator.spec)
+
+    def _code_scores(
+        self, inputs: Tensor, labels: Tensor, tokens: TokenPyramid
+    ) -> dict[str, Tensor]:
+        model = self.ema.average
+        with self.accelerator.autocast():
+            hidden = model(inputs, labels)  # (B, L, W)
+            among_all = model.head.loss(hidden, tokens.indices)
+            among_codes = model.head.code_loss(hidden, tokens.indices)
+        mass = (among_codes.log_z - among_all.log_z).exp()
+        return {"code_nll": among_codes.nll.mean(), "code_mass": mass.mean()}
 
     def _compare(
         self, inputs: Tensor, labels: Tensor, tokens: TokenPyramid, right: list[list[Tensor]]

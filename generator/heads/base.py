@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class Distribution(ABC):
 class Head(nn.Module, ABC):
     """Turns hidden states `(..., W)` into losses and distributions; computes in float32."""
 
+    normalized_over_codes: ClassVar[bool] = True
+    """Whether `loss` is a likelihood among the codes, and not among more than them."""
+
     @abstractmethod
     def loss(self, hidden: Tensor, tokens: Tensor, *, with_uniform: bool = False) -> TokenLoss:
         """Loss of `tokens`, int64 `(..., G)`, given `hidden (..., W)`.
@@ -86,6 +89,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def distribution(self, hidden: Tensor) -> Distribution:
         """The distribution over codes given `hidden (..., W)`."""
+
+    def code_loss(self, hidden: Tensor, tokens: Tensor) -> TokenLoss:
+        """`loss`, normalised over the codes: what can be compared among heads."""
+        return self.loss(hidden, tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Log-probabilities over all codes up to a constant, `(..., V)`; see `Distribution`."""

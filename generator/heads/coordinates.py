@@ -7,7 +7,7 @@ layer normalised over the codes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class CoordinatesHead(LeechHead):
 
     `TokenLoss.log_z` is the sum of the 24 log normalisers; `uniform_nll` is the mean over codes.
     """
+
+    normalized_over_codes: ClassVar[bool] = False
 
     def __init__(self, config: CoordinatesHeadConfig, width: int, spec: TokenSpec) -> None:
         super().__init__(config.kind, width, spec)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from common.config import to_dict
 from common.data import load_dataset, load_training_data
@@ -132,3 +133,19 @@ def test_training_from_tokens_is_training_from_images(make_config: Any, tmp_path
     train_generator.main([str(file)])
     train_generator.main([str(file), *tokens, f"run={tmp_path / 'cached'}"])
     assert_same(state(tmp_path / "cached", 4), state(online.run, 4))
+
+
+def test_coordinates_are_also_scored_among_the_codes(
+    make_config: Any, image_tokenizer: ImageTokenizer
+) -> None:
+    """Before training every string of 24 coordinates out of nine values is as likely."""
+    model = {"depth": 1, "width": 32, "num_heads": 2, "num_classes": 10}
+    config = make_config(model=model | {"head": {"kind": "coordinates"}})
+    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task.prepare(Accelerator(cpu=True))
+    scores = task.evaluate(0)
+    assert scores["nll"] == pytest.approx(24 * math.log(9), rel=0.01)
+    assert scores["code_nll"] == pytest.approx(math.log(196_560), rel=0.01)
+    assert math.log(scores["code_mass"]) == pytest.approx(
+        math.log(196_560) - 24 * math.log(9), abs=0.2
+    )
