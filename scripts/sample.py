@@ -28,11 +28,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.checkpoint import state_digest
-from common.config import load_config, read_yaml_text, to_dict
-from common.images import decode_rgb, from_pil, resize_shorter_side, save_grid
+from common.config import to_dict
+from common.images import decode_rgb, from_pil, save_grid
 from sampling.generate import SamplingConfig
 from sampling.image_files import is_saved, save_png, write_npz
-from sampling.pipeline import GROUP, Pipeline, override
+from sampling.options import class_name, file_name, parse_labels, parse_seeds, sampling_config
+from sampling.pipeline import GROUP, Pipeline
+from sampling.uploads import fit_square
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = [decode_rgb(str(path)) for path in paths]
     out = options.out or "samples.png"
     rows = list(dict.fromkeys(label for label, _ in pairs))
-    names = [_name(label, pipeline) for label in rows] if options.count is None else None
+    names = [class_name(label, pipeline) for label in rows] if options.count is None else None
     columns = len(pairs) // len(rows) if names else 10
     save_grid(from_pil(images), out, labels=names, columns=columns)
     print(f"grid of {len(images)} images: {out}")
@@ -97,8 +99,8 @@ class Edit:
                 f"--mask must have the size of the image {image.size}, got {mask.size}"
             )
         side = pipeline.image_tokenizer.config.image_size
-        fitted = None if mask is None else _fit(mask, side)
-        return cls(_fit(image, side), fitted, options.keep_scales)
+        fitted = None if mask is None else fit_square(mask, side)
+        return cls(fit_square(image, side), fitted, options.keep_scales)
 
     def settings(self) -> dict[str, Any]:
         """The pixels by their hash, and what is kept."""
@@ -138,7 +140,7 @@ class Job:
     def paths(self, pairs: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
         """A file for each pair, named by class and seed."""
         generator = self.pipeline.generator
-        stems = [_file_name(_name(k, self.pipeline)) for k in range(generator.num_classes + 1)]
+        stems = [file_name(class_name(k, self.pipeline)) for k in range(generator.num_classes + 1)]
         counts = Counter(stems)  # ImageNet has two classes "crane"
         unique = [stem if counts[stem] == 1 else f"{stem}-{k}" for k, stem in enumerate(stems)]
         return [folder / f"{unique[label]}_seed{seed}.png" for label, seed in pairs]
@@ -193,60 +195,6 @@ def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[
     return [(labels[i % len(labels)], seeds[0] + i) for i in range(options.count)]
 
 
-def sampling_config(
-    default: SamplingConfig, file: str | None, overrides: Sequence[str]
-) -> SamplingConfig:
-    """The default or the settings of a YAML file, with key=value overrides.
-
-    Raises:
-        ValueError: an override without `=`, an unknown key, a value of the wrong type.
-    """
-    base = default if file is None else load_config(SamplingConfig, file)
-    values = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"override {text!r}: expected key=value, e.g. guidance_scale=2.5")
-        values[key] = read_yaml_text(value)
-    return override(base, values)
-
-
-def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
-    """Class numbers of "cat,dog,7" or "all"; a name wins over a number.
-
-    Raises:
-        ValueError: unknown names, or a class twice.
-    """
-    if text == "all":
-        return list(range(pipeline.generator.num_classes))
-    labels = []
-    for part in (part.strip() for part in text.split(",")):
-        is_number = part.isdecimal() and part not in pipeline.label_names
-        labels.append(pipeline.label_index(int(part) if is_number else part))
-    if twice := _repeated(labels):
-        raise ValueError(f"labels {text!r} have class {_name(twice[0], pipeline)} more than once")
-    return labels
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds of "0:8" (0 to 7), "3" or "1,5,10:12".
-
-    Raises:
-        ValueError: anything else, no seed at all, or a seed twice.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, colon, last = part.strip().partition(":")
-        if not first.isdecimal() or (colon and not last.isdecimal()):
-            raise ValueError(f"seeds must look like 0:8 or 1,5,10:12, got {text!r}")
-        seeds += range(int(first), int(last) if colon else int(first) + 1)
-    if not seeds:
-        raise ValueError(f"seeds {text!r} are an empty range")
-    if twice := _repeated(seeds):
-        raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
-    return seeds
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -268,27 +216,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: a GPU of the process, else the CPU")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="autocast of the networks")
     return parser
-
-
-def _repeated(numbers: Sequence[int]) -> list[int]:
-    return [number for number, count in Counter(numbers).items() if count > 1]
-
-
-def _name(label: int, pipeline: Pipeline) -> str:
-    if label == pipeline.generator.num_classes:
-        return "(null)"
-    return pipeline.label_names[label] if pipeline.label_names else str(label)
-
-
-def _file_name(name: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """Shorter side to `side`, then the middle."""
-    image = resize_shorter_side(image, side)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
 
 
 def _check(options: argparse.Namespace) -> None:

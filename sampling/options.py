@@ -1,0 +1,160 @@
+"""What people type: classes, seeds and sampling settings as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.config import load_config, read_yaml_text
+from sampling.generate import SamplingConfig
+from sampling.pipeline import Pipeline, override
+from sampling.schedules import Schedule
+
+RAMPS = ("linear", "cosine", "power")
+
+
+def parse_label(text: str, pipeline: Pipeline) -> int:
+    """Class number of a name or a number; a name wins over a number.
+
+    Raises:
+        ValueError: unknown names, numbers out of range.
+    """
+    text = text.strip()
+    is_number = text.isdecimal() and text not in pipeline.label_names
+    return pipeline.label_index(int(text) if is_number else text)
+
+
+def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
+    """Class numbers of "cat,dog,7" or "all".
+
+    Raises:
+        ValueError: unknown names, or a class twice.
+    """
+    if text == "all":
+        return list(range(pipeline.generator.num_classes))
+    labels = [parse_label(part, pipeline) for part in text.split(",")]
+    if twice := _repeated(labels):
+        raise ValueError(
+            f"labels {text!r} have class {class_name(twice[0], pipeline)} more than once"
+        )
+    return labels
+
+
+def class_name(label: int, pipeline: Pipeline) -> str:
+    """A class's name, else its number; "(null)" is the null class."""
+    if label == pipeline.generator.num_classes:
+        return "(null)"
+    return pipeline.label_names[label] if pipeline.label_names else str(label)
+
+
+def file_name(name: str) -> str:
+    """A name with all but letters, digits, `-` and `_` replaced."""
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
+
+
+def parse_seeds(text: str, most: int | None = None) -> list[int]:
+    """Seeds of "0:8" (0 to 7), "3" or "1,5,10:12".
+
+    Args:
+        most: how many there may be.
+
+    Raises:
+        ValueError: anything else, no seed at all, a seed twice, or too many.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, colon, last = part.strip().partition(":")
+        if not first.isdecimal() or (colon and not last.isdecimal()):
+            raise ValueError(f"seeds must look like 0:8 or 1,5,10:12, got {text!r}")
+        start, stop = int(first), int(last) if colon else int(first) + 1
+        if most is not None and len(seeds) + stop - start > most:  # before any list is made
+            raise ValueError(f"seeds {text!r} are more than {most} images")
+        seeds += range(start, stop)
+    if not seeds:
+        raise ValueError(f"seeds {text!r} are an empty range")
+    if twice := _repeated(seeds):
+        raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
+    return seeds
+
+
+def parse_schedule(text: str, name: str) -> Any:
+    """What `override` takes for a setting: "2.5", "1, 2, 3" (one per scale) or "linear 1 3".
+
+    YAML as in configs is understood too: `{kind: power, start: 1, end: 3, power: 2}`.
+
+    Args:
+        name: the setting's name in error messages.
+
+    Raises:
+        ValueError: none of these.
+    """
+    text = text.strip()
+    kind, *numbers = text.split() or [""]
+    if kind in RAMPS:
+        keys = ("start", "end", "power")[: 3 if kind == "power" else 2]
+        if not 2 <= len(numbers) <= len(keys):
+            raise ValueError(f"{name}: a {kind} ramp is '{kind} START END', got {text!r}")
+        ramp = zip(keys, map(read_yaml_text, numbers), strict=False)
+        return {"kind": kind, **dict(ramp)}
+    value = read_yaml_text(f"[{text}]" if "," in text and text[0] not in "[{" else text)
+    if isinstance(value, bool) or not isinstance(value, (int, float, list, dict)):
+        raise ValueError(
+            f"{name} must be a number, one number per scale (1, 2, 3) or a ramp (linear 1 3), "
+            f"got {text!r}"
+        )
+    return value
+
+
+def schedule_text(schedule: Schedule | None) -> str:
+    """The inverse of `parse_schedule`; empty for None."""
+    if schedule is None:
+        return ""
+    if isinstance(schedule, (int, float)):
+        return _number(schedule)
+    if isinstance(schedule, (tuple, list)):
+        return ", ".join(map(_number, schedule)) if len(schedule) > 1 else str(list(schedule))
+    if schedule.kind == "constant":
+        return _number(schedule.start)
+    numbers = [schedule.start, schedule.end]
+    if schedule.kind == "power":
+        numbers.append(schedule.power)
+    return " ".join([schedule.kind, *map(_number, numbers)])
+
+
+def parse_settings(texts: Mapping[str, str], pipeline: Pipeline) -> SamplingConfig:
+    """Settings of a form's fields, checked against the model; an empty field is a setting not used.
+
+    Raises:
+        ValueError: text that is no schedule, and whatever `SamplingConfig.resolve` refuses.
+    """
+    values = {name: parse_schedule(text, name) for name, text in texts.items() if text.strip()}
+    config = override(SamplingConfig(), values)
+    config.resolve(pipeline.generator.spec)
+    return config
+
+
+def sampling_config(
+    default: SamplingConfig, file: str | None, overrides: Sequence[str]
+) -> SamplingConfig:
+    """The default or the settings of a YAML file, with key=value overrides.
+
+    Raises:
+        ValueError: an override without `=`, an unknown key, a value of the wrong type.
+    """
+    base = default if file is None else load_config(SamplingConfig, file)
+    values = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"override {text!r}: expected key=value, e.g. guidance_scale=2.5")
+        values[key] = read_yaml_text(value)
+    return override(base, values)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _repeated(numbers: Sequence[int]) -> list[int]:
+    return [number for number, count in Counter(numbers).items() if count > 1]
