@@ -48,6 +48,8 @@ class BitsHead(Head):
         ValueError: a codebook size that is not a power of two.
     """
 
+    is_linear = True
+
     def __init__(self, config: BitsHeadConfig, width: int, spec: TokenSpec) -> None:
         super().__init__()
         sizes = spec.codebook_sizes

@@ -108,6 +108,8 @@ class CategoricalHead(Head):
         spec: gives the codebook sizes.
     """
 
+    is_linear = True
+
     def __init__(self, config: CategoricalHeadConfig, width: int, spec: TokenSpec) -> None:
         super().__init__()
         self.chunk_size = config.chunk_size

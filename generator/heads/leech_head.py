@@ -39,6 +39,7 @@ class LeechHead(Head):
                 f"{leech.DIM}, got {spec.codebook_sizes} and {spec.code_dim}"
             )
         self.num_mixtures = num_mixtures
+        self.is_linear = num_mixtures == 1
         extra = num_mixtures if num_mixtures > 1 else 0
         self.linear = head_linear(width, num_mixtures * leech.DIM * NUM_VALUES + extra)
         cells = leech.codebook(torch.int8) + 4
