@@ -1,7 +1,7 @@
 """The next-scale loop: labels and seeds in, tokens and images out.
 
 One step a scale: transformer over the new scale's positions (conditional and unconditional images
-stacked in one batch), distribution -> guided -> tempered -> top-k -> top-p -> min-p -> drawn,
+stacked in one batch), guided distribution -> tempered -> top-k -> top-p -> min-p -> drawn,
 tokenizer's sum extended.
 
 Shapes: B images, S scales, n_k tokens of scale k, R uniforms a draw, G codebooks of a token.
@@ -9,6 +9,7 @@ Shapes: B images, S scales, n_k tokens of scale k, R uniforms a draw, G codebook
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,10 @@ from einops import rearrange
 from torch import Tensor
 
 from common.config import config_class
-from generator.heads import Distribution, Head
-from generator.heads.base import CategoricalDistribution
+from generator.heads import Head
 from generator.model import NextScaleGenerator, check_labels
 from sampling.guidance import num_paired_scales
-from sampling.logits import min_p, top_k, top_p
+from sampling.logits import Candidates, best_candidates, min_p, top_p
 from sampling.schedules import Schedule, resolve_schedule
 from sampling.seeds import SeededUniforms
 from tokenizer.model import ImageTokenizer
@@ -44,6 +44,11 @@ class ScaleSettings:
     top_k: int | None
     top_p: float | None
     min_p: float | None
+
+    @property
+    def filters(self) -> bool:
+        """Whether some codes may be forbidden."""
+        return self.top_k is not None or self.top_p not in (None, 1.0) or bool(self.min_p)
 
 
 @config_class
@@ -249,15 +254,23 @@ def _draw(
     numbers: Tensor | None = None
     tokens = []
     for rows in row_blocks(batch, length, most):
-        distribution = head.distribution(hidden[0, rows])
-        if setting.guidance_scale != 1:
-            unconditional = head.distribution(hidden[1, rows])
-            distribution = distribution.guided(unconditional, setting.guidance_scale)
-        distribution = filtered(distribution.tempered(setting.temperature), setting, spec)
+        if setting.guidance_scale == 1:
+            distribution = head.distribution(hidden[0, rows])
+        else:
+            distribution = head.guided(hidden[0, rows], hidden[1, rows], setting.guidance_scale)
+        if setting.temperature != 1:
+            distribution = distribution.tempered(setting.temperature)
+        needed = spec.num_codebooks if setting.filters else distribution.num_uniforms
         if numbers is None:  # drawn for all rows at once: an image's stream knows no blocks
-            numbers = uniforms.draw(length, distribution.num_uniforms)
+            numbers = uniforms.draw(length, needed)
             numbers = rearrange(numbers, "b n r -> (b n) r").to(hidden.device)
-        tokens.append(distribution.sample(numbers[rows]))
+        if not setting.filters:
+            tokens.append(distribution.sample(numbers[rows]))
+        elif spec.num_codebooks > 1:
+            tokens.append(filtered(distribution.logits(), setting).draw(numbers[rows]))
+        else:
+            drawn = filtered(distribution.logits(), setting).draw(numbers[rows, 0])
+            tokens.append(drawn.unsqueeze(-1))
     return torch.cat(tokens)
 
 
@@ -265,28 +278,28 @@ def row_blocks(batch: int, length: int, most: int) -> list[slice]:
     """Cuts `batch * length` rows, image after image, into blocks of at most `most` (at least 1).
 
     All images are cut alike, so that an image's rounding does not depend on its place: a block is
-    whole images, equally many in each, or one image's rows.
+    whole images, equally many in each, or about equal parts of one image.
     """
     if length > most:
-        starts = range(0, length, most)
+        parts = -(-length // most)
+        cuts = [length * part // parts for part in range(parts + 1)]
         return [
-            slice(image * length + start, image * length + min(start + most, length))
+            slice(image * length + start, image * length + stop)
             for image in range(batch)
-            for start in starts
+            for start, stop in itertools.pairwise(cuts)
         ]
     images = max(n for n in range(1, batch + 1) if batch % n == 0 and n * length <= most)
     return [slice(i * length, (i + images) * length) for i in range(0, batch, images)]
 
 
-def filtered(distribution: Distribution, setting: ScaleSettings, spec: TokenSpec) -> Distribution:
-    """Applies top-k, top-p, then min-p on dense logits; without any, the distribution itself."""
-    if setting.top_k is None and setting.top_p in (None, 1.0) and not setting.min_p:
-        return distribution
-    logits = distribution.logits()
+def filtered(logits: Tensor, setting: ScaleSettings) -> Candidates:
+    """Applies top-k, top-p, then min-p to dense logits `(..., V)`."""
+    candidates = Candidates(logits)
     if setting.top_k is not None:
-        logits = top_k(logits, setting.top_k)
+        candidates = best_candidates(logits, setting.top_k)
+    kept = candidates.logits
     if setting.top_p is not None:
-        logits = top_p(logits, setting.top_p)
+        kept = top_p(kept, setting.top_p)
     if setting.min_p is not None:
-        logits = min_p(logits, setting.min_p)
-    return CategoricalDistribution(logits, spec.num_codebooks)
+        kept = min_p(kept, setting.min_p)
+    return Candidates(kept, candidates.codes)

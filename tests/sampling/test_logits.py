@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from sampling.logits import categorical_sample, min_p, top_k, top_p
+from sampling.logits import (
+    PROBES,
+    Candidates,
+    best_candidates,
+    categorical_sample,
+    min_p,
+    top_k,
+    top_p,
+)
 
 ROW = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
 
@@ -84,3 +92,44 @@ def test_draws_follow_the_filtered_distribution():
     draws = categorical_sample(top_k(ROW, 2).expand(10_000, 4), uniforms)
     shares = torch.bincount(draws, minlength=4) / 10_000
     assert torch.allclose(shares, torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]), atol=1e-3)
+
+
+@pytest.mark.parametrize("num_codes", [60, 5 * PROBES])
+@pytest.mark.parametrize("kind", ["gaussian", "ties", "few", "rising"])
+def test_candidates_are_what_top_k_leaves(num_codes: int, kind: str):
+    """Rows of every kind: for those whose sample misleads, too."""
+    logits = torch.randn(4, num_codes) * 2
+    if kind == "ties":
+        logits = logits.round()
+    elif kind == "few":  # almost all that matters hides where no probe looks
+        logits[:] = -5.0
+        logits[:, 7:19] = torch.arange(12.0)
+    elif kind == "rising":
+        logits = torch.arange(4.0 * num_codes).view(4, -1)
+    logits[0, 20:] = -torch.inf
+    uniforms = torch.rand(4, dtype=torch.float64)
+    for k in (1, 10, num_codes // 3, num_codes - 1, num_codes):
+        candidates = best_candidates(logits, k)
+        dense = top_k(logits, k)
+        spread = torch.full_like(dense, -torch.inf)
+        if candidates.codes is None:
+            spread = candidates.logits
+        else:
+            spread.scatter_reduce_(-1, candidates.codes, candidates.logits, "amax")
+        assert torch.equal(spread, dense)
+        for p in (0.3, 0.95, 1.0):
+            kept = Candidates(top_p(candidates.logits, p), candidates.codes)
+            assert torch.equal(kept.draw(uniforms), categorical_sample(top_p(dense, p), uniforms))
+
+
+def test_candidates_of_several_codebooks():
+    logits = torch.randn(3, 2, 50)
+    uniforms = torch.rand(3, 2, dtype=torch.float64)
+    drawn = best_candidates(logits, 7).draw(uniforms)
+    assert torch.equal(drawn, categorical_sample(top_k(logits, 7), uniforms))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_candidates_out_of_range(k: int):
+    with pytest.raises(ValueError, match=rf"\[1, 4\].*got {k}"):
+        best_candidates(ROW, k)

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from common.config import config_class, from_dict
 from generator.heads import (
@@ -57,3 +58,29 @@ def test_builds_what_the_config_says() -> None:
 def test_unknown_config_object() -> None:
     with pytest.raises(ValueError, match="no builder for dict"):
         build_head({"kind": "lattice"}, 8, SPEC)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LatticeHeadConfig(),
+        LatticeHeadConfig(num_mixtures=2),
+        CategoricalHeadConfig(),
+        CoordinatesHeadConfig(),
+        BitsHeadConfig(),
+    ],
+)
+def test_guidance_of_hidden_states_is_guidance_of_logits(config: HeadConfig) -> None:
+    small = TokenSpec(scales=(1,), codebook_sizes=(16, 4), code_dim=4, latent_size=1)
+    dense = isinstance(config, (CategoricalHeadConfig, BitsHeadConfig))
+    head = build_head(config, 8, small if dense else SPEC)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    one, two = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        found = head.guided(one, two, 2.5).logits()
+        expected = head.distribution(one).guided(head.distribution(two), 2.5).logits()
+    assert head.is_linear == (config != LatticeHeadConfig(num_mixtures=2))
+    shift = (found - expected).nan_to_num().amax(-1, keepdim=True)  # -inf pads a short codebook
+    torch.testing.assert_close(found, expected + shift, atol=2e-4, rtol=1e-5)
+    assert shift.abs().max() < 1e-3
