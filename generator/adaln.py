@@ -1,6 +1,6 @@
 """Class modulation: LayerNorm, scale and shift before a branch; the gated residual sum behind it.
 
-On a CPU both run in tiles that stay in the cache, with the gradient in closed form; elsewhere in
+On a CPU both run in parts that stay in the cache, with the gradient in closed form; elsewhere in
 plain form, which compilers fuse. The residual stream stays in its own dtype (fp32), the branch in
 that of autocast. Shapes: B images, n tokens, W width.
 """
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from generator.tiles import tiles, wants_tiles
 
 EPS = 1e-6
+SMALL_IMAGE = 1 << 14  # below this many numbers, starting operators for each image costs more
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -29,8 +30,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None 
         dtype: of the result; that of x when left out.
     """
     dtype = dtype or x.dtype
-    if wants_tiles(x):
-        out: Tensor = _TiledModulate.apply(x, scale, shift, dtype)
+    if wants_tiles(x) and x[:1].numel() >= SMALL_IMAGE:
+        out: Tensor = _ImageModulate.apply(x, scale, shift, dtype)
         return out
     return plain_modulate(x, scale, shift, dtype)
 
@@ -54,34 +55,40 @@ def plain_add_gated(x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
     return torch.addcmul(x, branch.to(x.dtype), gamma)
 
 
-class _TiledModulate(torch.autograd.Function):
+class _ImageModulate(torch.autograd.Function):
+    """Scale and shift are an image's affine parameters: PyTorch's kernels do all in one pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty(x.shape, dtype=dtype)
         mean, rstd = (x.new_empty(*x.shape[:2], 1) for _ in range(2))
-        for tile in tiles(x):
-            normed, mean[tile], rstd[tile] = torch.native_layer_norm(
-                x[tile], x.shape[-1:], None, None, EPS
+        gain = 1 + scale
+        for image in range(len(x)):
+            out[image], mean[image], rstd[image] = torch.native_layer_norm(
+                x[image], x.shape[-1:], gain[image, 0], shift[image, 0], EPS
             )
-            out[tile] = normed.mul_(1 + scale[tile]).add_(shift[tile])
-        ctx.save_for_backward(x, scale, mean, rstd)
+        ctx.save_for_backward(x, gain, mean, rstd)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, scale, mean, rstd = ctx.saved_tensors
-        grad_x, grad_scale, grad_shift = (torch.empty_like(part) for part in (x, scale, scale))
-        for tile in tiles(x):
-            wide = grad[tile].to(x.dtype)
-            normed = (x[tile] - mean[tile]).mul_(rstd[tile])
-            torch.sum(wide, 1, keepdim=True, out=grad_shift[tile])
-            torch.sum(wide * normed, 1, keepdim=True, out=grad_scale[tile])
-            wide = wide * (1 + scale[tile])
-            # d LN: rstd (g - mean(g) - normed mean(g normed))
-            along = (wide * normed).mean(-1, keepdim=True)
-            wide.sub_(wide.mean(-1, keepdim=True)).addcmul_(normed, along, value=-1)
-            torch.mul(wide, rstd[tile], out=grad_x[tile])
+        x, gain, mean, rstd = ctx.saved_tensors
+        grad_x, grad_scale, grad_shift = (torch.empty_like(part) for part in (x, gain, gain))
+        for image in range(len(x)):
+            weight = gain[image, 0]
+            grad_x[image], grad_scale[image, 0], grad_shift[image, 0] = (
+                torch.ops.aten.native_layer_norm_backward(
+                    grad[image].to(x.dtype),
+                    x[image],
+                    x.shape[-1:],
+                    mean[image],
+                    rstd[image],
+                    weight,
+                    weight,  # of the bias only the shape counts
+                    (True, True, True),
+                )
+            )
         return grad_x, grad_scale, grad_shift, None
 
 
@@ -100,7 +107,10 @@ class _TiledAddGated(torch.autograd.Function):
         branch, gamma = ctx.saved_tensors
         grad_branch, grad_gamma = torch.empty_like(branch), torch.empty_like(gamma)
         for tile in tiles(grad):
-            grad_branch[tile] = grad[tile] * gamma[tile]
+            if grad_branch.dtype == grad.dtype:
+                torch.mul(grad[tile], gamma[tile], out=grad_branch[tile])
+            else:
+                grad_branch[tile] = grad[tile] * gamma[tile]
             product = grad[tile] * branch[tile]
             torch.sum(product, 1, keepdim=True, out=grad_gamma[tile])
         return grad, grad_branch, grad_gamma

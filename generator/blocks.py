@@ -19,11 +19,13 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from generator.adaln import add_gated, modulate
-from generator.cosine import cosine_rotary
+from generator.cosine import cosine_heads
 from generator.embeddings import rotate
 
 # Stores a layer's new keys and values, returns all of them: `KVCache.append` of that layer.
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# AdaLN's (gamma1, gamma2, scale1, scale2, shift1, shift2).
+Vectors = tuple[Tensor, ...]
 
 MAX_LOG_TEMPERATURE = math.log(100)
 
@@ -51,15 +53,15 @@ class Attention(nn.Module):
         """x (B, n, W); `rope` (2, n, D/2) or None; `mask` boolean (n, n), BlockMask or None."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b n (h d) -> b n h d", d=self.head_dim)
-        qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
         if self.log_temperature is not None:
             temperature = self.log_temperature.clamp(max=MAX_LOG_TEMPERATURE).exp()
-            qk = cosine_rotary(qk, torch.cat([temperature, torch.ones_like(temperature)]), rope)
+            q, k, v = cosine_heads(qkv, temperature, rope)
             scale = 1.0
         else:
+            qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
             qk = rotate(qk.float(), rope).to(qk.dtype) if rope is not None else qk
+            q, k = qk.chunk(2, dim=2)
             scale = self.head_dim**-0.5
-        q, k = qk.chunk(2, dim=2)
         q, k, v = (rearrange(part, "b n h d -> b h n d") for part in (q, k, v))
         if extend is not None:
             k, v = extend(k, v)
@@ -142,21 +144,27 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        condition: Tensor,
+        condition: Tensor | Vectors,
         rope: Tensor | None,
         mask: Any,
         extend: Extend | None,
     ) -> Tensor:
-        """x (B, n, W); `condition` is SiLU(class) (B, W), or the shared vectors (B, 6, W)."""
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = self._vectors(condition, x.dtype)
+        """x (B, n, W); `condition` is that of `vectors`, or what it returned.
+
+        Drop path draws a number an image, so it multiplies gamma, not the whole branch.
+        """
+        if isinstance(condition, Tensor):
+            condition = self.vectors(condition, x.dtype)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = condition
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         attended = self.attention(modulate(x, scale1, shift1, dtype), rope, mask, extend)
-        x = add_gated(x, self.drop_path(attended), gamma1)
+        x = add_gated(x, attended, self.drop_path(gamma1))
         mixed = self.mlp(modulate(x, scale2, shift2, dtype))
-        return add_gated(x, self.drop_path(mixed), gamma2)
+        return add_gated(x, mixed, self.drop_path(gamma2))
 
-    def _vectors(self, condition: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def vectors(self, condition: Tensor, dtype: torch.dtype) -> Vectors:
+        """The six vectors (B, 1, W) of SiLU(class) (B, W), or of the shared ones (B, 6, W)."""
         with torch.autocast(condition.device.type, enabled=False):
             if self.adaln is not None:
                 vectors = rearrange(self.adaln(condition), "b (v w) -> b v w", v=6)

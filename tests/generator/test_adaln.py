@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import generator.adaln
 import generator.tiles
 from generator.adaln import add_gated, modulate, plain_add_gated, plain_modulate
 
@@ -25,6 +26,7 @@ def gradients(
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of one image, and one tile for all."""
     monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", request.param)
+    monkeypatch.setattr(generator.adaln, "SMALL_IMAGE", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

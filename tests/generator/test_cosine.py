@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import generator.tiles
-from generator.cosine import cosine_rotary, plain_cosine_rotary
+from generator.cosine import cosine_heads, plain_cosine_heads
 from generator.embeddings import rope_table
 from tokenizer.tokens import TokenSpec
 
@@ -19,28 +19,32 @@ def test_values_and_gradients_match_the_plain_form(
     monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", tile)
     rope = rope_table(SPEC, 8) if with_rope else None
     heads = torch.randn(5, SPEC.length, 6, 8)
-    grad = torch.randn(5, SPEC.length, 4, 8)
+    grads = torch.randn(3, 5, SPEC.length, 2, 8)
     results = []
-    for function in (cosine_rotary, plain_cosine_rotary):
+    for function in (cosine_heads, plain_cosine_heads):
         leaf = heads.clone().requires_grad_()
-        temperature = torch.tensor([4.0, 0.5, 1.0, 1.0], requires_grad=True)
-        out = function(leaf[:, :, :4], temperature, rope)  # strided, as in attention
-        gradients = torch.autograd.grad(out, (leaf, temperature), grad)
-        results.append((out.detach(), *gradients))
+        temperature = torch.tensor([4.0, 0.5], requires_grad=True)
+        found = function(leaf, temperature, rope)  # queries, keys, values
+        gradients = torch.autograd.grad(found, (leaf, temperature), tuple(grads))
+        results.append((*(part.detach() for part in found), *gradients))
     for tiled, plain in zip(*results, strict=True):
         assert torch.allclose(tiled, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_lengths_are_the_temperatures_and_dtype_is_kept():
-    temperature = torch.tensor([4.0, 1.0])
-    out = cosine_rotary(torch.randn(2, 3, 2, 8).bfloat16(), temperature, None)
-    assert out.dtype == torch.bfloat16
-    assert torch.allclose(out.float().norm(dim=-1), temperature.expand(2, 3, 2), rtol=1e-2)
+    qkv = torch.randn(2, 3, 6, 8).bfloat16()
+    q, k, v = cosine_heads(qkv, torch.tensor([4.0, 2.0]), None)
+    assert q.dtype == k.dtype == torch.bfloat16
+    assert torch.allclose(
+        q.float().norm(dim=-1), torch.tensor([4.0, 2.0]).expand(2, 3, 2), rtol=1e-2
+    )
+    assert torch.allclose(k.float().norm(dim=-1), torch.ones(2, 3, 2), rtol=1e-2)
+    assert torch.equal(v, qkv[:, :, 4:])
 
 
 def test_zero_vectors_stay_finite():
-    x = torch.zeros(1, 1, 1, 4, requires_grad=True)
-    out = cosine_rotary(x, torch.ones(1), None)
+    x = torch.zeros(1, 1, 3, 4, requires_grad=True)
+    out = torch.cat(cosine_heads(x, torch.ones(1), None))
     out.sum().backward()
     assert out.eq(0).all()
     assert x.grad is not None
