@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import atomic_folder, download_folder
+from common.checkpoint import atomic_folder, download_folder, state_digest
 from common.config import from_dict, to_dict
 from common.images import from_pil, from_uint8, to_pil
 from generator.model import NextScaleGenerator
@@ -106,6 +106,15 @@ class Pipeline:
         """Markdown: architecture, classes, settings, and what is known of data and metrics."""
         size = self.image_tokenizer.config.image_size
         return model_card(self.generator, size, to_dict(self.sampling), self.training)
+
+    def digest(self) -> str:
+        """SHA-256 of the configs and weights of both models."""
+        models = {"generator": self.generator, "tokenizer": self.image_tokenizer}
+        configs = {name: model.config_dict() for name, model in models.items()}
+        state = {
+            f"{n}.{k}": v for n, model in models.items() for k, v in model.state_dict().items()
+        }
+        return state_digest(json.dumps(configs, sort_keys=True), state)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

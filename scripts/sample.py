@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from common.checkpoint import state_digest
 from common.config import to_dict
 from common.images import decode_rgb, from_pil, save_grid
 from sampling.generate import SamplingConfig
@@ -148,7 +146,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What fixes the pixels next to label and seed."""
         return {
-            "model": model_digest(self.pipeline),
+            "model": self.pipeline.digest(),
             "sampling": to_dict(self.config),
             "dtype": str(self.pipeline.dtype),
             "batch_size": self.batch_size,
@@ -173,14 +171,6 @@ class Job:
                 for i, image in zip(part, images, strict=True):
                     save_png(image, paths[i], settings)
                 bar.update(len(part))
-
-
-def model_digest(pipeline: Pipeline) -> str:
-    """Hash of the configs and weights of both models."""
-    models = {"generator": pipeline.generator, "tokenizer": pipeline.image_tokenizer}
-    text = json.dumps({name: model.config_dict() for name, model in models.items()}, sort_keys=True)
-    state = {f"{n}.{k}": v for n, model in models.items() for k, v in model.state_dict().items()}
-    return state_digest(text, state)
 
 
 def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[int, int]]:

@@ -25,7 +25,6 @@ from common.plots import check_plots, save_figure
 from sampling.pipeline import Pipeline
 from sampling.sweep import SweepRun, describe, sweep
 from sampling.sweep_report import draw, ranked, table
-from scripts.sample import model_digest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_dataset(run.data, train=run.reference == "train"),
         run,
         folder,
-        model=model_digest(pipeline),
+        model=pipeline.digest(),
         accelerator=accelerator,
         announce=tqdm.write,
     )
