@@ -59,6 +59,15 @@ def ordered_colors(count: int) -> list[str]:
     return [to_hex(shades(0.9 * k / max(1, count - 1))) for k in range(count)]
 
 
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis that says 0.2 and 600, not 2 x 10^-1."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+
+
 def legend_above(figure: Figure, entries: Sequence[tuple[str, dict[str, object]]]) -> None:
     """One legend over all panels, where it covers no line.
 
