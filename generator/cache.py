@@ -1,16 +1,50 @@
 """KVCache: keys and values of the scales generated so far, preallocated for the whole pyramid.
 
 The cache is passed to the generator's `forward`, which appends one whole scale a call; no module
-keeps a mode or a copy. `first(n)` is a view of the leading images, which lets the sampler drop the
+keeps a mode or a copy. What the labels do to the layers is kept beside, as it is the same for all
+scales. `first(n)` is a view of the leading images, which lets the sampler drop the
 unconditional half of a batch once guidance has ended.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from tokenizer.tokens import TokenSpec
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What the classes do to the layers.
+
+    Args:
+        labels: (B,), whose modulation it is.
+        condition: (B, W) class embeddings.
+        layers: per layer the six vectors (B, 1, W), or what a block makes them from.
+        head: scale and shift (B, 1, W) of the last norm.
+    """
+
+    labels: Tensor
+    condition: Tensor
+    layers: tuple[Tensor | tuple[Tensor, ...], ...]
+    head: tuple[Tensor, ...]
+
+    def is_of(self, labels: Tensor) -> bool:
+        """Whether it is that of these labels."""
+        return labels is self.labels or torch.equal(labels, self.labels)
+
+    def first(self, batch_size: int) -> Modulation:
+        """That of the leading images."""
+        part = slice(batch_size)
+        layers = tuple(
+            layer[part] if isinstance(layer, Tensor) else tuple(vector[part] for vector in layer)
+            for layer in self.layers
+        )
+        head = tuple(vector[part] for vector in self.head)
+        return Modulation(self.labels[part], self.condition[part], layers, head)
 
 
 class KVCache:
@@ -38,6 +72,7 @@ class KVCache:
         shape = (num_layers, batch_size, num_heads, spec.length, head_dim)
         self.spec = spec
         self.scale = 0
+        self.modulation: Modulation | None = None
         self._keys = torch.empty(shape, dtype=dtype, device=device)
         self._values = torch.empty(shape, dtype=dtype, device=device)
 
@@ -89,6 +124,7 @@ class KVCache:
     def reset(self) -> None:
         """Empties the cache for another batch of the same size; memory stays."""
         self.scale = 0
+        self.modulation = None
 
     def first(self, batch_size: int) -> KVCache:
         """The leading images' cache at its current length, sharing memory.
@@ -100,6 +136,7 @@ class KVCache:
             raise ValueError(f"batch_size must be in [1, {self.batch_size}], got {batch_size}")
         view = KVCache.__new__(KVCache)
         view.spec, view.scale = self.spec, self.scale
+        view.modulation = None if self.modulation is None else self.modulation.first(batch_size)
         view._keys = self._keys[:, :batch_size]
         view._values = self._values[:, :batch_size]
         return view

@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from common.checkpoint import PretrainedModel
 from common.config import config_class, from_dict, to_dict
 from generator.adaln import modulate
-from generator.blocks import Block
-from generator.cache import KVCache
+from generator.blocks import Block, Vectors
+from generator.cache import KVCache, Modulation
 from generator.embeddings import RopeGrid, rope_table
 from generator.heads import HeadConfig, LatticeHeadConfig, build_head
 from generator.masks import block_causal_mask, flex_block_mask, scale_ids, wants_flex_attention
@@ -166,22 +166,17 @@ class NextScaleGenerator(PretrainedModel):
         has_values = not (torch.compiler.is_compiling() or isinstance(labels, FakeTensor))
         if inputs.device.type == "cpu" and has_values:
             check_labels(labels, self.num_classes)
-        condition = self.class_embedding(labels)  # (B, W)
-        x = self._embed(inputs, condition, start)
+        modulation = self._modulation(labels, cache)
+        x = self._embed(inputs, modulation.condition, start)
         rope = None if self.config.position == "learned" else self.rope[:, start:stop]
         mask = None if cache is not None or self.spec.num_scales == 1 else self._mask()
-        modulation = F.silu(condition)
-        if self.shared_adaln is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                modulation = self.shared_adaln(modulation).unflatten(1, (6, -1))
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None else partial(cache.append, layer)
-            x = block(x, modulation, rope, mask, extend)
+            x = block(x, modulation.layers[layer], rope, mask, extend)
         if cache is not None:
             cache.advance()
         with torch.autocast(x.device.type, enabled=False):
-            scale, shift = self.head_adaln(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
-            return modulate(x.float(), scale.float(), shift.float())
+            return modulate(x.float(), *modulation.head)
 
     def make_cache(
         self,
@@ -240,6 +235,28 @@ class NextScaleGenerator(PretrainedModel):
         if cache is not None and cache.batch_size != labels.shape[0]:
             raise ValueError(f"the cache has batch {cache.batch_size}, labels {labels.shape[0]}")
         return start, stop
+
+    def _modulation(self, labels: Tensor, cache: KVCache | None) -> Modulation:
+        """What the labels do to each layer: once for all scales of a cache.
+
+        Without one, blocks make their own vectors, where activation checkpointing can redo it.
+        """
+        if cache is not None and cache.modulation is not None and cache.modulation.is_of(labels):
+            return cache.modulation
+        condition = self.class_embedding(labels)  # (B, W)
+        active = F.silu(condition)
+        with torch.autocast(labels.device.type, enabled=False):
+            shared = active
+            if self.shared_adaln is not None:
+                shared = self.shared_adaln(active).unflatten(1, (6, -1))
+            layers: tuple[Tensor | Vectors, ...] = (shared,) * len(self.blocks)
+            if cache is not None:
+                layers = tuple(block.vectors(shared, self.start.dtype) for block in self.blocks)
+            head = self.head_adaln(active).float().unsqueeze(1).chunk(2, dim=-1)
+        found = Modulation(labels, condition, layers, head)
+        if cache is not None:
+            cache.modulation = found
+        return found
 
     def _embed(self, inputs: Tensor, condition: Tensor, start: int) -> Tensor:
         """Token, level and (VAR) position embeddings (B, n, W), computed in the weights' dtype."""

@@ -211,3 +211,34 @@ def test_save_and_load_keep_everything(tmp_path: Path):
     inputs, labels = batch()
     with torch.no_grad():
         assert torch.equal(loaded(inputs, labels), model(inputs, labels))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_cache_keeps_the_modulation_of_its_labels(name: str):
+    model = make(VARIANTS[name])
+    inputs, labels = batch()
+    calls = []
+    model.head_adaln.register_forward_hook(lambda *_: calls.append(1))
+    cache = model.make_cache(3)
+
+    def scale(k: int, labels: Tensor, cache: Any) -> Tensor:
+        part = inputs[: len(labels), SPEC.scale_slice(k)]
+        with torch.no_grad():
+            hidden: Tensor = model(part, labels, cache)
+        return hidden
+
+    scale(0, labels, cache)
+    kept = scale(1, labels.clone(), cache)
+    assert len(calls) == 1
+    view = cache.first(2)
+    alone = scale(2, labels[:2], view)
+    assert len(calls) == 1
+    again = scale(2, labels.flip(0), cache)  # other labels: made anew
+    assert len(calls) == 2
+    assert not torch.allclose(alone, again[:2], atol=1e-3)
+    cache.reset()
+    with torch.no_grad():
+        model.head_adaln.bias.add_(1)
+    scale(0, labels, cache)
+    assert len(calls) == 3
+    assert not torch.allclose(scale(1, labels, cache), kept, atol=1e-3)
