@@ -97,7 +97,7 @@ class _TiledAddGated(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
         out = torch.empty_like(x)
         for tile in tiles(x):
-            torch.addcmul(x[tile], branch[tile].to(x.dtype), gamma[tile], out=out[tile])
+            torch.addcmul(x[tile], branch[tile].to(x.dtype), gamma[tile[0]], out=out[tile])
         ctx.save_for_backward(branch, gamma)
         return out
 
@@ -105,12 +105,12 @@ class _TiledAddGated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         branch, gamma = ctx.saved_tensors
-        grad_branch, grad_gamma = torch.empty_like(branch), torch.empty_like(gamma)
+        grad_branch, grad_gamma = torch.empty_like(branch), torch.zeros_like(gamma)
         for tile in tiles(grad):
+            gate = gamma[tile[0]]
             if grad_branch.dtype == grad.dtype:
-                torch.mul(grad[tile], gamma[tile], out=grad_branch[tile])
+                torch.mul(grad[tile], gate, out=grad_branch[tile])
             else:
-                grad_branch[tile] = grad[tile] * gamma[tile]
-            product = grad[tile] * branch[tile]
-            torch.sum(product, 1, keepdim=True, out=grad_gamma[tile])
+                grad_branch[tile] = grad[tile] * gate
+            grad_gamma[tile[0]] += (grad[tile] * branch[tile]).sum(1, keepdim=True)
         return grad, grad_branch, grad_gamma

@@ -66,7 +66,7 @@ class _TiledCosineHeads(torch.autograd.Function):
             wide = qk[tile].float()
             length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(EPS)
             torch.div(factor, length, out=gain[tile])
-            _write_turned(out[tile], wide * gain[tile], rope, 1)
+            _write_turned(out[tile], wide * gain[tile], _part(rope, tile), 1)
         ctx.save_for_backward(out, gain, factor, rope)
         q, k = out.chunk(2, dim=2)
         return q, k, qkv[:, :, 2 * count :]
@@ -88,8 +88,12 @@ class _TiledCosineHeads(torch.autograd.Function):
                 if part == 0:
                     grad_temperature += dot.sum((0, 1))
                 wide = torch.addcmul(wide, y, dot.div_(scale), value=-1).mul_(gains[tile])
-                _write_turned(grad_qkv[tile][:, :, heads], wide, rope, -1)
+                _write_turned(grad_qkv[tile][:, :, heads], wide, _part(rope, tile), -1)
         return grad_qkv, grad_temperature.squeeze(-1), None
+
+
+def _part(rope: Tensor | None, tile: tuple[slice, slice]) -> Tensor | None:
+    return rope[:, tile[1]] if rope is not None else None
 
 
 def _write_turned(out: Tensor, x: Tensor, rope: Tensor | None, sign: int) -> None:

@@ -13,7 +13,12 @@ def wants_tiles(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def tiles(x: Tensor) -> list[slice]:
-    """Slices along the first axis, of about `TILE_ELEMENTS` numbers each."""
-    step = max(1, TILE_ELEMENTS // max(1, x[:1].numel()))
-    return [slice(start, start + step) for start in range(0, len(x), step)]
+def tiles(x: Tensor) -> list[tuple[slice, slice]]:
+    """Slices of images and positions of x (B, n, ...), of about `TILE_ELEMENTS` numbers each."""
+    images, positions = x.shape[:2]
+    rows = max(1, TILE_ELEMENTS // max(1, x[:1, :1].numel()))
+    if rows >= positions:
+        step = rows // max(1, positions)
+        return [(slice(i, i + step), slice(0, positions)) for i in range(0, images, step)]
+    starts = range(0, positions, rows)
+    return [(slice(i, i + 1), slice(n, n + rows)) for i in range(images) for n in starts]

@@ -22,9 +22,9 @@ def gradients(
     return [out.detach(), *torch.autograd.grad(out, leaves, weights.to(out.dtype))]
 
 
-@pytest.fixture(params=[1, 1 << 20], autouse=True)
+@pytest.fixture(params=[1, 48, 300, 1 << 20], autouse=True)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of one image, and one tile for all."""
+    """Tiles of one token, three tokens, two images, and one tile for all."""
     monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", request.param)
     monkeypatch.setattr(generator.adaln, "SMALL_IMAGE", 0)
 

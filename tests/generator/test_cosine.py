@@ -12,7 +12,7 @@ SPEC = TokenSpec(scales=(1, 3), codebook_sizes=(8,), code_dim=4, latent_size=3)
 
 
 @pytest.mark.parametrize("with_rope", [True, False])
-@pytest.mark.parametrize("tile", [1, 1 << 20])
+@pytest.mark.parametrize("tile", [1, 100, 1 << 20])
 def test_values_and_gradients_match_the_plain_form(
     with_rope: bool, tile: int, monkeypatch: pytest.MonkeyPatch
 ):
