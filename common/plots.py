@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,12 +61,18 @@ def ordered_colors(count: int) -> list[str]:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis that says 0.2 and 600, not 2 x 10^-1."""
-    from matplotlib.ticker import LogFormatter
+    """A logarithmic y axis that says 0.2 and 6,000, not 2 x 10^-1."""
+    from matplotlib.ticker import FuncFormatter
+
+    def text(value: float, _: object) -> str:
+        low, high = axes.get_ylim()
+        decades = math.log10(high / low)
+        shown = (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.7 else range(1, 10)
+        return f"{value:,g}" if value > 0 and int(f"{value:.0e}"[0]) in shown else ""
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+    axes.yaxis.set_major_formatter(FuncFormatter(text))
+    axes.yaxis.set_minor_formatter(FuncFormatter(text))
 
 
 def legend_above(figure: Figure, entries: Sequence[tuple[str, dict[str, object]]]) -> None:

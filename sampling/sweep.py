@@ -103,10 +103,12 @@ class SweepRow:
 
 
 def describe(sampling: SamplingConfig) -> str:
-    """Fields that are set: `guidance_scale 2, top_k 900`."""
+    """Guidance, and fields that are not at their defaults: `guidance_scale 2, top_k 900`."""
     values = {name: getattr(sampling, name) for name in FIELDS}
     return ", ".join(
-        f"{name} {schedule_text(value)}" for name, value in values.items() if value is not None
+        f"{name} {schedule_text(value)}"
+        for name, value in values.items()
+        if name == "guidance_scale" or value != getattr(SamplingConfig(), name)
     )
 
 

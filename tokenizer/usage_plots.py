@@ -73,7 +73,7 @@ def _occurrences(indices: Tensor) -> tuple[int, ...]:
 
 def draw_usage(tokens: TokenPyramid) -> Figure:
     """Three panels: codes used and entropy by scale, each with its bound, and occurrences."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import StrMethodFormatter
 
     scales = [scale_usage(tokens, k) for k in range(tokens.spec.num_scales)]
     figure, (codes, entropy, histogram) = new_figure(3, columns=3)
@@ -101,7 +101,8 @@ def draw_usage(tokens: TokenPyramid) -> Figure:
     names = ["1", *(f"{2**i}-{2 ** (i + 1) - 1}" for i in range(1, num_bins))]
     histogram.set_xticks(range(num_bins), names, rotation=30 if num_bins > 6 else 0)
     histogram.set_yscale("symlog", linthresh=1)
-    histogram.yaxis.set_major_formatter(LogFormatter())
+    histogram.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    histogram.margins(x=0.06)
     histogram.set_ylim(0, 3 * max(max(scale.occurrences) for scale in scales))
     histogram.set_xlabel("occurrences of a code")
     histogram.set_ylabel("number of codes")
@@ -114,6 +115,6 @@ def draw_usage(tokens: TokenPyramid) -> Figure:
         )
         for k, (scale, shade) in enumerate(zip(scales, shades, strict=True))
     ]
-    name = f"most that so many tokens show ({bits:.1f} bits in all)"
+    name = f"bound by the tokens and the codebook ({bits:.1f} bits)"
     legend_above(figure, [*entries, (name, {**bound, "markersize": 14})])
     return figure

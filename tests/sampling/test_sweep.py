@@ -195,7 +195,8 @@ def test_settings_that_are_not_swept_are_the_evaluations(pipeline: Pipeline) -> 
         SamplingConfig(guidance_scale=9.0, temperature=0.9, min_p=0.1, top_k=k) for k in (None, 3.0)
     ]
     ramp = SamplingConfig(guidance_scale=LinearRamp(start=1.0, end=2.5), top_k=3.0)
-    assert describe(ramp) == "guidance_scale linear 1→2.5, top_k 3, temperature 1"
+    assert describe(ramp) == "guidance_scale linear 1→2.5, top_k 3"
+    assert describe(SamplingConfig(temperature=0.9)) == "guidance_scale 1, temperature 0.9"
 
 
 def made_up(guidance: Any, top_k: float | None, gfid: float) -> SweepRow:
