@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.plots import color, legend_above, new_figure
 from sampling.schedules import resolve_schedule
@@ -109,7 +109,12 @@ def _draw_line(left: Axes, right: Axes, line: Line, shade: str) -> None:
     varying = [point for point in line.points if not point.is_constant]
     left.plot([p.guidance for p in constant], [p.gfid for p in constant], "o-", color=shade)
     right.plot([p.recall for p in constant], [p.precision for p in constant], "o-", color=shade)
-    hollow = {"color": shade, "markerfacecolor": "white", "linestyle": "none", "marker": "o"}
+    hollow: dict[str, Any] = {
+        "color": shade,
+        "markerfacecolor": "white",
+        "linestyle": "none",
+        "marker": "o",
+    }
     left.plot([p.guidance for p in varying], [p.gfid for p in varying], **hollow)
     right.plot([p.recall for p in varying], [p.precision for p in varying], **hollow)
     for point in varying:
