@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from generator.adaln import add_gated, modulate
@@ -51,22 +50,32 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None, mask: Any, extend: Extend | None) -> Tensor:
         """x (B, n, W); `rope` (2, n, D/2) or None; `mask` boolean (n, n), BlockMask or None."""
+        return self.merge(self.attend(*self.heads(x, rope), mask, extend))
+
+    def heads(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, n, D)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b n (h d) -> b n h d", d=self.head_dim)
         if self.log_temperature is not None:
             temperature = self.log_temperature.clamp(max=MAX_LOG_TEMPERATURE).exp()
             q, k, v = cosine_heads(qkv, temperature, rope)
-            scale = 1.0
         else:
             qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
             qk = rotate(qk.float(), rope).to(qk.dtype) if rope is not None else qk
             q, k = qk.chunk(2, dim=2)
-            scale = self.head_dim**-0.5
         q, k, v = (rearrange(part, "b n h d -> b h n d") for part in (q, k, v))
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, extend: Extend | None) -> Tensor:
+        """Softmax attention (B, H, n, D), to what `extend` adds, too."""
         if extend is not None:
             k, v = extend(k, v)
             q = q.to(k.dtype)
-        out = attend(q, k, v, mask, scale)
+        scale = 1.0 if self.log_temperature is not None else self.head_dim**-0.5
+        return attend(q, k, v, mask, scale)
+
+    def merge(self, out: Tensor) -> Tensor:
+        """Output (B, n, W) of what the heads found, (B, H, n, D)."""
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -111,6 +120,27 @@ class FeedForward(nn.Module):
         return self.fc2(F.gelu(hidden, approximate="none" if exact else "tanh"))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: leaves out an image's branch by setting its gamma to zero.
+
+    What is kept is scaled up. The rate is a tensor, so that one compilation serves all blocks.
+    """
+
+    kept: Tensor
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.register_buffer("kept", torch.tensor(1 - drop_prob), persistent=False)
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """gamma (B, 1, W), modified in training only."""
+        if not self.training:
+            return gamma
+        draws = torch.rand(len(gamma), 1, 1, device=gamma.device)
+        return gamma * ((draws < self.kept) / self.kept)
+
+
 class Block(nn.Module):
     """Attention and MLP under AdaLN.
 
@@ -149,18 +179,24 @@ class Block(nn.Module):
         mask: Any,
         extend: Extend | None,
     ) -> Tensor:
-        """x (B, n, W); `condition` is that of `vectors`, or what it returned.
-
-        Drop path draws a number an image, so it multiplies gamma, not the whole branch.
-        """
+        """x (B, n, W); `condition` is that of `vectors`, or what it returned."""
         if isinstance(condition, Tensor):
             condition = self.vectors(condition, x.dtype)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = condition
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        attended = self.attention(modulate(x, scale1, shift1, dtype), rope, mask, extend)
-        x = add_gated(x, attended, self.drop_path(gamma1))
-        mixed = self.mlp(modulate(x, scale2, shift2, dtype))
+        out = self.attention.attend(*self.before(x, condition, rope), mask, extend)
+        return self.after(x, out, condition)
+
+    def before(
+        self, x: Tensor, vectors: Vectors, rope: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, n, D): all before positions meet."""
+        _, _, scale, _, shift, _ = vectors
+        return self.attention.heads(modulate(x, scale, shift, _dtype(x)), rope)
+
+    def after(self, x: Tensor, out: Tensor, vectors: Vectors) -> Tensor:
+        """The block's result (B, n, W) from what attention found, (B, H, n, D)."""
+        gamma1, gamma2, _, scale, _, shift = vectors
+        x = add_gated(x, self.attention.merge(out), self.drop_path(gamma1))
+        mixed = self.mlp(modulate(x, scale, shift, _dtype(x)))
         return add_gated(x, mixed, self.drop_path(gamma2))
 
     def vectors(self, condition: Tensor, dtype: torch.dtype) -> Vectors:
@@ -172,3 +208,9 @@ class Block(nn.Module):
                 assert self.adaln_table is not None
                 vectors = condition + self.adaln_table
         return vectors.to(dtype).unsqueeze(2).unbind(1)  # six (B, 1, W)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What branches compute in: autocast's dtype, where it is on."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype

@@ -11,7 +11,7 @@ Shapes: B images, L tokens of a pyramid, n tokens of a call, C code channels, W 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import PretrainedModel
 from common.config import config_class, from_dict, to_dict
@@ -149,7 +150,14 @@ class NextScaleGenerator(PretrainedModel):
     def device(self) -> torch.device:
         return self.start.device
 
-    def forward(self, inputs: Tensor, labels: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        cache: KVCache | None = None,
+        *,
+        checkpoint_activations: bool = False,
+    ) -> Tensor:
         """Hidden states (B, n, W), fp32, after the class-modulated final norm.
 
         Args:
@@ -157,6 +165,8 @@ class NextScaleGenerator(PretrainedModel):
                 cache, exactly the next scale's with one. The first scale's values are not read.
             labels: (B,) int64 in [0, num_classes]; num_classes is the null class.
             cache: keys and values of the earlier scales; extended by this one.
+            checkpoint_activations: gradients recompute what is inside blocks: less memory, more
+                time. Drop path draws the same again.
 
         Raises:
             ValueError: another length or channel count, or (on CPU, where looking costs nothing)
@@ -172,11 +182,20 @@ class NextScaleGenerator(PretrainedModel):
         mask = None if cache is not None or self.spec.num_scales == 1 else self._mask()
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None else partial(cache.append, layer)
-            x = block(x, modulation.layers[layer], rope, mask, extend)
+            run: Callable[..., Tensor] = block
+            if checkpoint_activations and torch.is_grad_enabled():
+                draws = self.config.drop_path > 0
+                run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=draws)
+            x = run(x, modulation.layers[layer], rope, mask, extend)
         if cache is not None:
             cache.advance()
         with torch.autocast(x.device.type, enabled=False):
             return modulate(x.float(), *modulation.head)
+
+    def compile(self, **options: Any) -> None:
+        """`torch.compile`, in place, for each block: two compilations at most serve them all."""
+        for block in self.blocks:
+            block.compile(**options)
 
     def make_cache(
         self,

@@ -34,10 +34,13 @@ def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str
     model = build_shapes(config.model, spec)
     count, head = _count(model), _count(model.head)
     bf16 = resolve_precision(loop.precision) == "bf16"
+    recompute = config.checkpoint_activations
     memory = estimate_memory(
         count,
         averaged=count,
-        activations=activation_bytes(config.model, spec, bf16=bf16),
+        activations=activation_bytes(
+            config.model, spec, bf16=bf16, checkpoint_activations=recompute
+        ),
         optimizer=state_size(model, config.optimizer),
         frozen=_count(image_tokenizer),
     )
@@ -68,16 +71,20 @@ def build_head_shapes(config: GeneratorConfig, spec: TokenSpec) -> Head:
         return build_head(config.head, config.width, spec)
 
 
-def activation_bytes(config: GeneratorConfig, spec: TokenSpec, *, bf16: bool) -> int:
+def activation_bytes(
+    config: GeneratorConfig, spec: TokenSpec, *, bf16: bool, checkpoint_activations: bool = False
+) -> int:
     """Bytes that each image adds to what the gradient through trunk and head keeps.
 
-    Counted on shapes alone, with fused attention; only a head with tables runs, on zeros.
+    Counted on shapes alone, with fused attention; only a head with tables runs, on zeros. What
+    checkpointing recomputes is left out, so one block's activations come on top.
     """
     trunk, head = build_shapes(config, spec), build_head_shapes(config, spec)
 
     def run_trunk(n: int) -> Tensor:
         labels = torch.zeros(n, dtype=torch.int64)
-        hidden: Tensor = trunk(torch.empty(n, spec.length, spec.code_dim), labels)
+        inputs = torch.empty(n, spec.length, spec.code_dim)
+        hidden: Tensor = trunk(inputs, labels, checkpoint_activations=checkpoint_activations)
         return hidden
 
     def run_head(n: int) -> Tensor:

@@ -53,6 +53,8 @@ class GeneratorTrainingConfig:
             at a mean weight of one.
         self_correction: errors in the token history.
         guard: when to give up.
+        checkpoint_activations: gradients recompute what is inside blocks: less memory, more time.
+        compile: the generator's blocks with `torch.compile`.
     """
 
     run: str
@@ -68,6 +70,8 @@ class GeneratorTrainingConfig:
     class_dropout: float = 0.1
     self_correction: SelfCorrectionConfig | None = None
     guard: GuardConfig = GuardConfig()
+    checkpoint_activations: bool = False
+    compile: bool = False
     ema_decay: float = 0.999
     num_eval_images: Annotated[int, Field(ge=1)] = 512
     seed: int = 0
@@ -87,14 +91,18 @@ class GeneratorTrainingConfig:
 class TeacherForcing(nn.Module):
     """Trunk and head in one forward pass, so that DDP sees every parameter used inside it."""
 
-    def __init__(self, generator: NextScaleGenerator) -> None:
+    def __init__(
+        self, generator: NextScaleGenerator, *, checkpoint_activations: bool = False
+    ) -> None:
         super().__init__()
         self.generator = generator
+        self.checkpoint_activations = checkpoint_activations
 
     def forward(
         self, inputs: Tensor, labels: Tensor, indices: Tensor, *, with_uniform: bool = False
     ) -> TokenLoss:
-        hidden = self.generator(inputs, labels)  # (B, L, W)
+        recompute = self.checkpoint_activations
+        hidden = self.generator(inputs, labels, checkpoint_activations=recompute)  # (B, L, W)
         return self.generator.head.loss(hidden, indices, with_uniform=with_uniform)
 
 
@@ -140,7 +148,10 @@ class GeneratorTask(Task):
         self.image_tokenizer.to(accelerator.device)
         self.weights = self.weights.to(accelerator.device)
         self.ema.average.to(accelerator.device)
-        model = TeacherForcing(self.generator)
+        if self.config.compile:
+            self.generator.compile()
+        recompute = self.config.checkpoint_activations
+        model = TeacherForcing(self.generator, checkpoint_activations=recompute)
         self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
 
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:

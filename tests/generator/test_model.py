@@ -1,5 +1,6 @@
 """NextScaleGenerator: causality, cache against teacher forcing, null class, errors, saving."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from generator.blocks import DropPath
 from generator.heads import CategoricalHeadConfig
 from generator.model import GeneratorConfig, NextScaleGenerator
 from tokenizer.tokens import TokenSpec
@@ -151,6 +153,71 @@ def test_initial_weights_follow_var():
     assert model.position_table.std().item() == pytest.approx(std, **close)
     assert all(p.abs().sum() == 0 for n, p in model.named_parameters() if n.endswith("bias"))
     assert model.head.linears[0].weight.std().item() == pytest.approx(std * 0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_checkpointed_gradients_are_the_plain_ones(name: str, bf16: bool):
+    """Bit for bit, with the same branches dropped."""
+    model = make(replace(VARIANTS[name], drop_path=0.5)).train()
+    inputs, labels = batch()
+    weights = torch.randn(3, SPEC.length, CONFIG.width)
+
+    def gradients(checkpointed: bool) -> list[Tensor]:
+        torch.manual_seed(4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            hidden = model(inputs, labels, checkpoint_activations=checkpointed)
+        used = [p for n, p in model.named_parameters() if not n.startswith("head.")]
+        grads = torch.autograd.grad(hidden, used, weights, materialize_grads=True)
+        assert torch.rand(1).item() == following  # the outer stream of draws goes on
+        return [hidden.detach(), *grads]
+
+    torch.manual_seed(4)
+    torch.rand(2 * 2 * 3)  # two branches of two blocks that may be dropped, three images
+    following = torch.rand(1).item()
+    plain, checkpointed = gradients(False), gradients(True)
+    assert all(torch.equal(one, two) for one, two in zip(plain, checkpointed, strict=True))
+
+
+def test_checkpointing_runs_blocks_twice():
+    model = make().train()
+    calls: list[int] = []
+    for block in model.blocks:
+        block.mlp.register_forward_hook(lambda *_: calls.append(1))
+    model(*batch(), checkpoint_activations=True).sum().backward()
+    assert len(calls) == 2 * CONFIG.depth
+
+
+def test_compiled_blocks_agree_and_copies_run_eagerly():
+    """Two compilations serve any depth: the first block never drops its branches."""
+    model = make(replace(CONFIG, depth=4, drop_path=0.3)).train()
+    names, graphs = list(model.state_dict()), []
+
+    def run(module: NextScaleGenerator) -> Tensor:
+        torch.manual_seed(4)
+        hidden: Tensor = module(*batch())
+        return hidden.detach()
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    before = run(model)
+    model.compile(backend=count, fullgraph=True)
+    torch.testing.assert_close(run(model), before, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 2
+    assert list(model.state_dict()) == names
+    assert torch.equal(run(copy.deepcopy(model)), before)
+
+
+def test_drop_path_keeps_the_mean():
+    drop = DropPath(0.25)
+    gamma = torch.randn(4000, 1, 2)
+    found = drop(gamma) / gamma
+    assert torch.allclose(found[found != 0], torch.tensor(4 / 3))
+    assert torch.equal(found[..., 0] == 0, found[..., 1] == 0)
+    assert found.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(gamma), gamma)
 
 
 def test_drop_path_grows_linearly():

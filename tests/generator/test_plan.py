@@ -49,7 +49,7 @@ def test_recipes_are_the_presets(name: str) -> None:
 def test_a_dry_run_needs_neither_data_nor_tokenizer(
     capsys: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(plan, "activation_bytes", lambda *_, bf16: 2**20)  # tested below
+    monkeypatch.setattr(plan, "activation_bytes", lambda *_, **__: 2**20)  # tested below
     path = CONFIGS / "imagenet256_infinity_cc_12.yaml"
     overrides = [f"data.path={tmp_path / 'absent'}", f"run={tmp_path / 'run'}"]
     assert train_generator.main([str(path), *overrides, "--dry-run"]) == {}
@@ -62,15 +62,16 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-def test_activations_are_those_of_a_real_pass(dense: bool, bf16: bool) -> None:
+def test_activations_are_those_of_a_real_pass(dense: bool, bf16: bool, checkpointed: bool) -> None:
     spec = replace(SPEC, codebook_sizes=(50,)) if dense else SPEC
     head = CategoricalHeadConfig() if dense else LatticeHeadConfig()
     config = GeneratorConfig(
         depth=2, width=64, num_heads=4, num_classes=10, head=head, drop_path=0.1
     )
-    model = TeacherForcing(NextScaleGenerator(config, spec))
+    model = TeacherForcing(NextScaleGenerator(config, spec), checkpoint_activations=checkpointed)
 
     def run(n: int) -> object:
         inputs = torch.zeros(n, spec.length, spec.code_dim)
@@ -79,7 +80,10 @@ def test_activations_are_those_of_a_real_pass(dense: bool, bf16: bool) -> None:
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         expected = activations_per_image(run)
-    assert plan.activation_bytes(config, spec, bf16=bf16) == expected
+    found = plan.activation_bytes(config, spec, bf16=bf16, checkpoint_activations=checkpointed)
+    assert found == expected
+    if checkpointed:
+        assert found < plan.activation_bytes(config, spec, bf16=bf16)
 
 
 @pytest.mark.parametrize(

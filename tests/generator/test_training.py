@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,30 @@ def test_everything_at_once_logs_every_scale_and_resumes(
     (checkpoints / "step_000004" / "state.pt").unlink()
     train(stopped, image_tokenizer)
     assert_same(state(stopped.run, 4), state(whole.run, 4))
+
+
+def test_checkpointed_and_compiled_blocks_train_alike(
+    make_config: Any, image_tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Checkpointing bit for bit; a compiler may round otherwise."""
+    model = {"depth": 2, "width": 32, "num_heads": 2, "num_classes": 10, "drop_path": 0.5}
+    compiled: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    for name in ("plain", "checkpoint_activations", "compile"):
+        options = {} if name == "plain" else {name: True}
+        train(make_config(model=model, run=str(tmp_path / name), **options), image_tokenizer)
+        assert (name == "compile") == (len(compiled) > 0)
+    plain = state(tmp_path / "plain", 2)
+    assert_same(state(tmp_path / "checkpoint_activations", 2), plain)
+    found = state(tmp_path / "compile", 2)["generator"]
+    assert found.keys() == plain["generator"].keys()
+    for key, value in plain["generator"].items():
+        torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-3)
 
 
 def test_muon_trains_and_saves(make_config: Any, image_tokenizer: ImageTokenizer) -> None:
