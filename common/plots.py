@@ -84,9 +84,9 @@ def legend_above(figure: Figure, entries: Sequence[tuple[str, dict[str, object]]
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **style) for name, style in entries]  # type: ignore[arg-type]
-    width = figure.get_figwidth()
-    longest = max(len(name) for name, _ in entries)
-    columns = max(1, min(len(entries), int(width / (0.09 * longest + 0.6))))
+    widths = [0.09 * len(name) + 0.6 for name, _ in entries]  # inches, roughly
+    room = figure.get_figwidth()
+    columns = len(entries) if sum(widths) <= room else max(1, int(room / max(widths)))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
 
 

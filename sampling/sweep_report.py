@@ -124,8 +124,16 @@ def _draw_line(left: Axes, right: Axes, line: Line, shade: str) -> None:
 
 
 def _label(axes: Axes, x: float, y: float, text: str, shade: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     axes.annotate(
-        text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize="x-small", color=shade
+        text,
+        (x, y),
+        xytext=(6, 5),
+        textcoords="offset points",
+        fontsize="small",
+        color=shade,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )
 
 
