@@ -43,7 +43,7 @@ def open_upload(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
             "the other"
         )
     try:
-        return decode_rgb(str(path))
+        return decode_rgb(Path(path).read_bytes())
     except UnreadableImageError as error:
         raise ValueError(f"{name} is a damaged image: {error}") from error
 

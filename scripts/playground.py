@@ -1,0 +1,300 @@
+"""A local web page to try models: `python scripts/playground.py FOLDER [FOLDER ...] [--port 7860]`.
+
+Generate and watch images grow scale by scale, see what the tokenizer makes of an image, edit one.
+FOLDER is a pipeline or run folder or a Hub id. Only this machine reaches the page, and neither the
+server nor the page asks anything of another. Needs: pip install "lambda24[web]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import inspect
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sampling.pipeline import Pipeline
+from sampling.playground import CANVAS, SETTINGS, Actions, Fields, describe
+
+try:
+    import gradio as gr
+except ImportError:
+    gr = None
+
+HOST = "127.0.0.1"
+HINT = (
+    "A number (`2.5`), one number per scale (`1, 1.5, 2`) or a ramp from the first scale to the "
+    "last (`linear 1 3`, `cosine 1 3`, `power 1 3 2`). Empty: not used."
+)
+CSS = """
+.pixels img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
+.gradio-container {max-width: 1280px !important; margin: auto !important}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Loads the models and serves the page until interrupted.
+
+    Raises:
+        ValueError: Gradio is not installed, a folder without models, a port in use.
+    """
+    options = _parser().parse_args(argv)
+    if gr is None:
+        raise ValueError('the playground needs: pip install "lambda24[web]" (package gradio)')
+    port = _free_port(options.port)
+    pipelines = {}
+    for name in dict.fromkeys(options.models):
+        pipelines[name] = Pipeline.from_pretrained(name).to(options.device)
+        print(f"{name}: {describe(pipelines[name])}", flush=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # removes the folder
+    with tempfile.TemporaryDirectory(prefix="playground-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures, gone at the end
+        os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST]))
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+        page = build_page(Actions(pipelines, Path(folder)))
+        page.queue(max_size=16).launch(
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            run_history=False,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size="100mb",
+            theme=gr.themes.Default(**fonts),
+            css=CSS,
+            prevent_thread_lock=True,
+        )
+        print(f"playground: http://{HOST}:{port}", flush=True)
+        page.block_thread()
+
+
+def build_page(actions: Actions) -> Any:
+    """The page: a choice of models above three tabs."""
+    names = list(actions.pipelines)
+    fields = Fields.of(actions.pipelines[names[0]])
+    with gr.Blocks(title="Λ24", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# Λ24 playground")
+        with gr.Row(equal_height=True):
+            model = gr.Dropdown(names, value=names[0], label="Model", scale=2)
+            facts = gr.Textbox(fields.facts, label="What it is", interactive=False, scale=3)
+        with gr.Tab("Generate"):
+            generate_form = _generate_tab(actions, model, fields)
+        with gr.Tab("Reconstruct"):
+            _reconstruct_tab(actions, model)
+        with gr.Tab("Edit"):
+            edit_form, keep = _edit_tab(actions, model, fields)
+
+        def choose(name: str) -> list[Any]:
+            chosen = Fields.of(actions.pipelines[name])
+            scales = gr.update(maximum=chosen.num_scales, value=chosen.num_scales // 2)
+            return [chosen.facts, *_form(chosen), *_form(chosen), scales]
+
+        model.change(choose, [model], [facts, *generate_form, *edit_form, keep])
+    return page
+
+
+def _form(fields: Fields) -> list[Any]:
+    """Classes and settings of `_request_fields` for another model."""
+    classes = gr.update(choices=fields.classes, value=fields.classes[0][1])
+    return [classes, *fields.settings]
+
+
+def _generate_tab(actions: Actions, model: Any, fields: Fields) -> list[Any]:
+    with gr.Row():
+        with gr.Column(scale=2):
+            label, seeds, settings = _request_fields(fields)
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary")
+                stop = gr.Button("Stop")
+        with gr.Column(scale=3):
+            status = gr.Markdown(elem_id="generate-status", container=True, min_height=40)
+            picture = gr.Image(
+                label="Growing, scale by scale",
+                format="png",
+                height=CANVAS,
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_classes="pixels",
+            )
+    steps = _gallery("The first image after each scale", elem_id="generate-steps", columns=8)
+    images = _gallery("Finished images", elem_id="generate-images", columns=8)
+    outputs = [picture, status, steps, images]
+    inputs = [model, label, seeds, *settings]
+    event = _compute(start.click, actions.generate, inputs, outputs, progress=status)
+    stop.click(None, cancels=[event])
+    return [label, *settings]
+
+
+def _reconstruct_tab(actions: Actions, model: Any) -> None:
+    with gr.Row():
+        with gr.Column(scale=2):
+            upload = gr.File(label="Image file", elem_id="reconstruct-upload", height=160)
+            summary = gr.Markdown(elem_id="reconstruct-summary", container=True, min_height=40)
+            table = gr.Dataframe(
+                headers=["scales to", "tokens", "bits", "PSNR, dB"], interactive=False
+            )
+        with gr.Column(scale=3):
+            pair = _gallery("Image and reconstruction", columns=2)
+    prefixes = _gallery("Decoded from the first scales", elem_id="reconstruct-prefixes", columns=5)
+    with gr.Accordion("Token indices", open=False):
+        tokens = gr.Textbox(show_label=False, lines=12, max_lines=30)
+    outputs = [pair, summary, table, prefixes, tokens]
+    changes = [upload.upload, upload.clear, model.change]
+    _compute(changes, actions.reconstruct, [model, upload], outputs, progress=summary)
+
+
+def _edit_tab(actions: Actions, model: Any, fields: Fields) -> tuple[list[Any], Any]:
+    with gr.Row():
+        with gr.Column(scale=2):
+            upload = gr.File(label="Image file", elem_id="edit-upload", height=160)
+            label, seeds, settings = _request_fields(fields)
+            keep = gr.Slider(
+                0,
+                fields.num_scales,
+                fields.num_scales // 2,
+                step=1,
+                label="First scales to keep whole (class swap)",
+            )
+            start = gr.Button("Edit", variant="primary", elem_id="edit-start")
+        with gr.Column(scale=3):
+            painting = gr.ImageEditor(
+                label="Paint what is to be drawn anew (nothing: everything)",
+                type="pil",
+                format="png",
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size=40),
+                canvas_size=(CANVAS, CANVAS),
+                fixed_canvas=True,
+                height=CANVAS + 100,
+                buttons=[],
+                elem_classes="pixels",
+            )
+            mask = gr.File(label="... or a mask of the image's size, white: drawn anew", height=140)
+            status = gr.Markdown(elem_id="edit-status", container=True, min_height=40)
+    images = _gallery("Edited images", elem_id="edit-images", columns=8)
+    changes = [upload.upload, upload.clear, model.change]
+    _compute(changes, actions.canvas, [model, upload], painting, progress=painting)
+    inputs = [model, upload, painting, mask, keep, label, seeds, *settings]
+    _compute(start.click, actions.edit, inputs, [status, images], progress=status)
+    return [label, *settings], keep
+
+
+def _request_fields(fields: Fields) -> tuple[Any, Any, list[Any]]:
+    with gr.Row():
+        label = gr.Dropdown(
+            fields.classes,
+            value=fields.classes[0][1],
+            label="Class",
+            allow_custom_value=True,
+            info="name or number",
+        )
+        seeds = gr.Textbox("0:4", label="Seeds", info="such as 7 or 0:8 or 1,5,10:12")
+    settings = []
+    for row in (SETTINGS[:2], SETTINGS[2:]):
+        with gr.Row():
+            for name in row:
+                text = fields.settings[SETTINGS.index(name)]
+                settings.append(gr.Textbox(text, label=name.replace("_", " "), min_width=80))
+    gr.Markdown(HINT)
+    return label, seeds, settings
+
+
+def _gallery(label: str, **layout: Any) -> Any:
+    return gr.Gallery(
+        label=label,
+        format="png",
+        object_fit="contain",
+        interactive=False,
+        height="auto",
+        buttons=["download", "download_all", "fullscreen"],
+        elem_classes="pixels",
+        **layout,
+    )
+
+
+def _compute(
+    triggers: Any, action: Callable[..., Any], inputs: list[Any], outputs: Any, *, progress: Any
+) -> Any:
+    """Runs an action in the one queue of all that use the models."""
+    return gr.on(
+        triggers,
+        reported(action),
+        inputs,
+        outputs,
+        concurrency_id="models",
+        concurrency_limit=1,
+        show_progress="minimal",
+        show_progress_on=progress,
+    )
+
+
+def reported(action: Callable[..., Any]) -> Callable[..., Any]:
+    """The action, whose ValueErrors become messages on the page."""
+
+    @wraps(action)
+    def call(*values: Any) -> Any:
+        with _messages():
+            return action(*values)
+
+    @wraps(action)
+    def stream(*values: Any) -> Iterator[Any]:
+        with _messages():
+            yield from action(*values)
+
+    return stream if inspect.isgeneratorfunction(action) else call
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        text = html.escape(str(error), quote=False).replace("\n", "<br>")
+        raise gr.Error(text, duration=30, print_exception=False) from error
+
+
+def _free_port(port: int) -> int:
+    """The port itself, or any free one for 0.
+
+    Raises:
+        ValueError: it is in use or not allowed.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"--port {port} cannot be used ({error}); 0 is any free one"
+            ) from error
+        found: int = probe.getsockname()[1]
+        return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="FOLDER", help="pipeline or run folder")
+    parser.add_argument("--port", type=int, default=7860, help="0: any free one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"here {device} if not given")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

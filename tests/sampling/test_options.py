@@ -1,0 +1,99 @@
+"""Classes, seeds and settings as text; what `scripts/sample.py` uses is tested there."""
+
+import pytest
+
+from sampling.generate import SamplingConfig
+from sampling.options import parse_label, parse_schedule, parse_seeds, parse_settings, schedule_text
+from sampling.pipeline import Pipeline, override
+from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp
+from tests.sampling.tiny_pipeline import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline()
+
+
+def test_a_name_wins_over_a_number(pipeline: Pipeline):
+    assert [parse_label(text, pipeline) for text in (" cat ", "2", "7", "4")] == [0, 2, 3, 4]
+    for text in ("", "cta", "5", "-1", "1.5"):
+        with pytest.raises(ValueError, match=r"unknown class|labels must be in \[0, 4\]"):
+            parse_label(text, pipeline)
+
+
+def test_too_many_seeds_are_refused_before_there_is_a_list_of_them():
+    assert parse_seeds("3, 0:3", most=4) == [3, 0, 1, 2]
+    for text in ("0:5", "0:4,9", "0:1000000000000000"):
+        with pytest.raises(ValueError, match=f"seeds '{text}' are more than 4 images"):
+            parse_seeds(text, most=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2.5", 2.5),
+        (" 1e-3 ", 0.001),
+        ("1, 2,3", [1, 2, 3]),
+        ("[4]", [4]),
+        ("linear 1 3", {"kind": "linear", "start": 1, "end": 3}),
+        ("power 1 3 0.5", {"kind": "power", "start": 1, "end": 3, "power": 0.5}),
+        ("{kind: cosine, start: 1, end: 3}", {"kind": "cosine", "start": 1, "end": 3}),
+    ],
+)
+def test_schedules_are_numbers_lists_and_ramps(text: str, value: object):
+    assert parse_schedule(text, "top_p") == value
+
+
+@pytest.mark.parametrize(
+    "text", ["much", "true", "linear", "linear 1 2 3", "1 2", "", "[1", "a: b:"]
+)
+def test_what_is_no_schedule_is_refused(text: str):
+    with pytest.raises(ValueError, match=r"top_p|not valid YAML"):
+        parse_schedule(text, "top_p")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        0.1,
+        196560.0,
+        1234567.0,
+        (1.0, 2.5),
+        (3.0,),
+        ConstantRamp(start=2.0),
+        LinearRamp(start=1.0, end=3.5),
+        CosineRamp(start=-1.0, end=1e-7),
+        PowerRamp(start=1.0, end=2.0, power=0.5),
+    ],
+)
+def test_the_text_of_a_schedule_means_the_schedule(schedule):
+    read = override(
+        SamplingConfig(), {"guidance_scale": parse_schedule(schedule_text(schedule), "")}
+    )
+    given = schedule.start if isinstance(schedule, ConstantRamp) else schedule
+    assert read == SamplingConfig(guidance_scale=given)
+
+
+def test_empty_fields_are_settings_not_used(pipeline: Pipeline):
+    texts = {"guidance_scale": "", "temperature": "0.9", "top_k": " ", "top_p": "linear 0.5 1"}
+    expected = SamplingConfig(temperature=0.9, top_p=LinearRamp(start=0.5, end=1.0))
+    assert parse_settings(texts, pipeline) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("temperature", "-1", "temperature must be positive, got -1"),
+        ("temperature", ".nan", "temperature"),
+        ("top_k", "76", r"top_k must be an integer in \[1, 75\], got 76"),
+        ("top_p", "1.5", r"top_p must be in \(0, 1\], got 1.5"),
+        ("min_p", "-0.5", r"min_p must be in \[0, 1\], got -0.5"),
+        ("guidance_scale", "1, 2", "guidance_scale lists 2 values, but there are 3 scales"),
+        ("guidance_scale", "linear a 3", "guidance_scale.start: got 'a'"),
+    ],
+)
+def test_settings_are_checked_against_the_model(
+    pipeline: Pipeline, name: str, text: str, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        parse_settings({name: text}, pipeline)

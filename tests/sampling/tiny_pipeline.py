@@ -1,0 +1,36 @@
+"""A pipeline of 16-pixel images and three scales that computes in milliseconds."""
+
+import torch
+
+from generator.heads import CategoricalHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from sampling.generate import SamplingConfig
+from sampling.pipeline import Pipeline
+from tokenizer.cnn import CNNConfig
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import FSQConfig
+
+
+def tiny_pipeline(
+    names: tuple[str, ...] = ("cat", "crane", "crane", "7"),
+    sampling: SamplingConfig | None = None,
+) -> Pipeline:
+    """Random weights; four classes, 75 codes, 21 tokens an image."""
+    torch.manual_seed(0)
+    image_tokenizer = ImageTokenizer(
+        TokenizerConfig(
+            image_size=16,
+            pyramid=PyramidConfig(scales=(1, 2, 4)),
+            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
+            quantizer=FSQConfig(levels=(5, 5, 3)),
+        )
+    )
+    config = GeneratorConfig(
+        depth=1, width=16, num_heads=2, num_classes=4, head=CategoricalHeadConfig()
+    )
+    generator = NextScaleGenerator(config, image_tokenizer.spec, names)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return Pipeline(image_tokenizer, generator, sampling)
