@@ -1,4 +1,4 @@
-"""Measures: `python scripts/benchmark.py search [--sizes 680 16384]`, `head` or `codes`.
+"""Measures: `python scripts/benchmark.py search [--sizes 680]`, `head`, `train-step` or `codes`.
 
 `search` times the exact nearest-code search of the Leech lattice, eager and compiled, against brute
 force over all 196,560 codes: in tiles of several sizes (the best one counts), over half the codes
@@ -8,35 +8,29 @@ reaches that its own arithmetic allows on this machine: the compiled search 10,1
 maxima a vector in registers, the eager search what it does element by element in the cache, brute
 force a matrix product. `--exactness N` checks N vectors of seven distributions against float64
 brute force instead, and fails if any product falls short of the largest by 1e-6 of it.
-`head` times the loss of the lattice softmax against a 196,560-way layer: ratios to full logits.
+`head` times the losses of heads against the full logits of a 196,560-way layer, in interleaved
+rounds, and measures what they need beyond weights and gradients (`generator.heads.head_benchmark`).
+`train-step` splits a training step of the generator into what multiplies matrices and what does
+not: `train-step --shapes infinity-cc-12 --precisions fp32 bf16 --images 4`.
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
-from common.timing import CLOCKS, peak_bytes_of, seconds_of
-from generator.heads import (
-    CategoricalHeadConfig,
-    HeadConfig,
-    LatticeHeadConfig,
-    TokenLoss,
-    build_head,
-)
+from common.timing import CLOCKS
+from generator.heads.head_benchmark import time_heads
+from generator.step_benchmark import Step, benchmark_shape, time_step
 from tokenizer.lattices import leech
 from tokenizer.lattices.codes import build_code
 from tokenizer.lattices.geometry import code_geometry
 from tokenizer.lattices.machine_speed import measure_speed
 from tokenizer.lattices.search_benchmark import compare, exactness
-from tokenizer.tokens import TokenSpec
 
 LARGEST_LOSS = 1e-6  # relative, of an exact search in float32
 
@@ -104,40 +98,25 @@ def run_codes(options: argparse.Namespace) -> None:
 
 
 def run_head(options: argparse.Namespace) -> None:
-    """Forward and backward of a loss with Z-loss: lattice head against a 196,560-way layer."""
-    spec = TokenSpec((1,), (leech.NUM_CODES,), leech.DIM, 1)
-    tokens = torch.randint(leech.NUM_CODES, (options.tokens, 1))
-    linear = nn.Linear(options.width, leech.NUM_CODES)
+    """Forward and backward of a loss with Z-loss: heads against a 196,560-way layer."""
+    for width in options.widths:
+        timings = time_heads(
+            width, tokens=options.tokens, repeats=options.repeats, clock=CLOCKS[options.clock]
+        )
+        for timing in timings:
+            print(timing, flush=True)
 
-    def full(hidden: Tensor) -> TokenLoss:
-        logits = linear(hidden)
-        log_z = logits.logsumexp(-1)
-        return TokenLoss(log_z - logits.gather(1, tokens)[:, 0], log_z)
 
-    configs: dict[str, HeadConfig] = {
-        "lattice": LatticeHeadConfig(),
-        "categorical, in chunks": CategoricalHeadConfig(),
-    }
-    losses: dict[str, Callable[[Tensor], TokenLoss]] = {"full logits": full}
-    for name, config in configs.items():
-        head = build_head(config, options.width, spec)
-        losses[name] = lambda hidden, head=head: head.loss(hidden, tokens)  # type: ignore[misc]
-    hidden = torch.randn(options.tokens, options.width, requires_grad=True)
-    clock, seconds = CLOCKS[options.clock], {}
-    for name, loss in losses.items():
-
-        def step(hidden: Tensor, loss: Callable[[Tensor], TokenLoss] = loss) -> Tensor:
-            found = loss(hidden)
-            (found.nll.mean() + 1e-4 * found.log_z.square().mean()).backward()
-            return found.nll
-
-        step(hidden)
-        times = [seconds_of(partial(step, hidden), clock) for _ in range(options.repeats)]
-        seconds[name] = statistics.median(times) / options.tokens
-        peak = (peak_bytes_of(partial(step, hidden)) or 0) / 2**20
-        ratio = seconds["full logits"] / seconds[name]
-        milliseconds = 1e6 * seconds[name]
-        print(f"{name:24s} {milliseconds:10.1f} ms / 1,000 tokens {ratio:8.1f} x {peak:8.0f} MiB")
+def run_train_step(options: argparse.Namespace) -> None:
+    """The `train-step` subcommand."""
+    for shape in options.shapes:
+        for precision in options.precisions:
+            torch.manual_seed(0)
+            generator = benchmark_shape(shape, options.head, options.depth)
+            length = generator.spec.length
+            print(f"{shape}, {precision}, {options.images} images of {length} tokens", flush=True)
+            step = Step(generator, options.images, bf16=precision == "bf16")
+            print(time_step(step, repeats=options.repeats, clock=CLOCKS[options.clock]), flush=True)
 
 
 def _add_search(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -154,12 +133,24 @@ def _add_search(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_head(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    head = commands.add_parser("head", help="the lattice softmax against full logits")
-    head.add_argument("--width", type=int, default=768)
-    head.add_argument("--tokens", type=int, default=250)
+    head = commands.add_parser("head", help="losses of heads against full logits")
+    head.add_argument("--widths", type=int, nargs="+", default=[768])
+    head.add_argument("--tokens", type=int, default=1000)
     head.add_argument("--repeats", type=int, default=3)
     head.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     head.set_defaults(run=run_head)
+
+
+def _add_train_step(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = commands.add_parser("train-step", help="a training step of the generator, in parts")
+    step.add_argument("--shapes", nargs="+", default=["var-d8", "infinity-cc-12"])
+    step.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    step.add_argument("--head", default="lattice", choices=["lattice", "categorical"])
+    step.add_argument("--images", type=int, default=4)
+    step.add_argument("--depth", type=int, help="fewer layers than the shape has")
+    step.add_argument("--repeats", type=int, default=3)
+    step.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    step.set_defaults(run=run_train_step)
 
 
 def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -172,7 +163,7 @@ def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 # A subcommand is a function that adds its options and sets what runs them.
-SUBCOMMANDS = (_add_search, _add_head, _add_codes)
+SUBCOMMANDS = (_add_search, _add_head, _add_train_step, _add_codes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

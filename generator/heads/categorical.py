@@ -1,11 +1,12 @@
 """The dense head: one linear layer W -> V per codebook and a softmax over its codes.
 
-The loss works on chunks of tokens and keeps only log Z between forward and backward, so that the
-(tokens, V) logits never exist: at V = 196,560 one row of them is 0.75 MiB.
+The loss works on blocks of tokens and codes and keeps only log Z between forward and backward, so
+that the (tokens, V) logits never exist: at V = 196,560 one row of them is 0.75 MiB.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,9 @@ from generator.heads.base import (
     pad_codebooks,
 )
 from tokenizer.tokens import TokenSpec
+
+# Of a block of logits: on a CPU it stays in the cache, elsewhere it fills the device.
+BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
 
 
 @config_class
@@ -57,20 +61,30 @@ def chunked_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Blocks of tokens within blocks of codes, so that each code's gradient is written once.
+
+    With P = softmax and g the gradients of nll and log_z: d hidden = (g_nll + g_log_z) P W - g_nll
+    W[token], and likewise for W. Rows are scaled before and behind the products, and the tokens'
+    own rows are subtracted at the end: nothing but the exponential passes over a block.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
-        log_z = hidden.new_empty(len(hidden))
-        target = hidden.new_empty(len(hidden))
-        buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(weight))
-        for start in range(0, len(hidden), chunk_size):
-            rows = slice(start, start + chunk_size)
-            logits = _linear_into(buffer, hidden[rows], weight, bias)  # (n, V)
-            target[rows] = logits.gather(1, tokens[rows, None]).squeeze(1)
-            peak = logits.amax(1, keepdim=True)
-            total = logits.sub_(peak).exp_().sum(1)
-            log_z[rows] = total.log_() + peak.squeeze(1)
+        peak = hidden.new_full((len(hidden),), -torch.inf)
+        total = torch.zeros_like(peak)  # sum of exp(logit - peak) over the codes so far
+        buffer = _block_buffer(hidden, weight, chunk_size)
+        for codes in _slices(len(weight), buffer.shape[1]):
+            for rows in _slices(len(hidden), chunk_size):
+                logits = _corner(buffer, rows, codes)
+                torch.addmm(bias[codes], hidden[rows], weight[codes].T, out=logits)
+                higher = torch.maximum(peak[rows], logits.amax(1))
+                part = logits.sub_(higher[:, None]).exp_().sum(1)
+                total[rows] = total[rows] * (peak[rows] - higher).exp() + part
+                peak[rows] = higher
+        log_z = total.log_().add_(peak)
+        target = (hidden * weight[tokens]).sum(1) + bias[tokens]
         ctx.save_for_backward(hidden, weight, bias, tokens, log_z)
         ctx.chunk_size = chunk_size
         return log_z - target, log_z.clone()
@@ -79,24 +93,44 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_nll: Tensor, grad_log_z: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, tokens, log_z = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        buffer = hidden.new_empty(min(ctx.chunk_size, len(hidden)), len(weight))
-        for start in range(0, len(hidden), ctx.chunk_size):
-            rows = slice(start, start + ctx.chunk_size)
-            logits = _linear_into(buffer, hidden[rows], weight, bias)
-            # d nll = softmax - onehot, d log_z = softmax
-            grad = logits.sub_(log_z[rows, None]).exp_()
-            grad.mul_((grad_nll[rows] + grad_log_z[rows])[:, None])
-            grad.scatter_add_(1, tokens[rows, None], -grad_nll[rows, None])
-            torch.mm(grad, weight, out=grad_hidden[rows])
-            grad_weight.addmm_(grad.T, hidden[rows])
-            grad_bias.add_(grad.sum(0))
+        gain = grad_nll + grad_log_z
+        scaled = hidden * gain[:, None]
+        grad_hidden = torch.zeros_like(hidden)
+        grad_weight = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias)
+        buffer = _block_buffer(hidden, weight, ctx.chunk_size)
+        for codes in _slices(len(weight), buffer.shape[1]):
+            own = grad_weight[codes]
+            for rows in _slices(len(hidden), ctx.chunk_size):
+                chances = _corner(buffer, rows, codes)
+                torch.sub(bias[codes], log_z[rows, None], out=chances)
+                chances.addmm_(hidden[rows], weight[codes].T).exp_()
+                grad_hidden[rows].addmm_(chances, weight[codes])
+                own.addmm_(chances.T, scaled[rows], beta=0 if rows.start == 0 else 1)
+                grad_bias[codes].addmv_(chances.T, gain[rows])
+        grad_hidden.mul_(gain[:, None]).addcmul_(weight[tokens], grad_nll[:, None], value=-1)
+        grad_weight.index_add_(0, tokens, hidden * grad_nll[:, None], alpha=-1)
+        grad_bias.index_add_(0, tokens, grad_nll, alpha=-1)
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _linear_into(buffer: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias, hidden, weight.T, out=buffer[: len(hidden)])
+def _block_buffer(hidden: Tensor, weight: Tensor, chunk_size: int) -> Tensor:
+    """Room for a block of logits: up to `chunk_size` tokens, and codes by `BLOCK_BYTES`."""
+    rows = max(1, min(chunk_size, len(hidden)))
+    limit = BLOCK_BYTES["cpu" if hidden.device.type == "cpu" else "other"]
+    codes = max(1, min(len(weight), limit // (rows * hidden.element_size())))
+    return hidden.new_empty(rows, codes)
+
+
+def _corner(buffer: Tensor, rows: slice, codes: slice) -> Tensor:
+    """The part of the buffer, contiguous, for a block that may be smaller."""
+    shape = rows.stop - rows.start, codes.stop - codes.start
+    return buffer.view(-1)[: shape[0] * shape[1]].view(shape)
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
 
 
 class CategoricalHead(Head):

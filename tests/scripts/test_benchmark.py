@@ -57,3 +57,17 @@ def test_head_prints_a_line_per_head(capsys: pytest.CaptureFixture[str]) -> None
     benchmark.main(["head", "--width", "4", "--tokens", "8", "--repeats", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["full", "lattice", "categorical,"]
+
+
+def test_train_step_shows_phases_and_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--shapes", "mini-32", "--depth", "1", "--images", "1", "--repeats", "1"]
+    benchmark.main(["train-step", *shape, "--precisions", "fp32", "bf16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "images of" in line] == [
+        "mini-32, fp32, 1 images of 85 tokens",
+        "mini-32, bf16, 1 images of 85 tokens",
+    ]
+    parts = [line.split("  ") for line in lines if line.startswith("    ")]
+    assert {"trunk forward", "optimizer", "linear layers", "attention products"} <= {
+        part[2] for part in parts
+    }

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generator.heads import CategoricalHead, CategoricalHeadConfig
+from generator.heads import CategoricalHead, CategoricalHeadConfig, categorical
 from generator.heads.categorical import chunked_cross_entropy
 from tokenizer.tokens import TokenSpec
 
@@ -26,7 +26,11 @@ def trained_head(*codebook_sizes: int, chunk_size: int = 7) -> CategoricalHead:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 64])
-def test_loss_and_gradients_equal_full_logits(chunk_size: int) -> None:
+@pytest.mark.parametrize("block_bytes", [400, 10_000, 4 << 20])
+def test_loss_and_gradients_equal_full_logits(
+    chunk_size: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(categorical.BLOCK_BYTES, "cpu", block_bytes)
     generator = torch.Generator().manual_seed(1)
 
     def leaf(*shape: int) -> Tensor:
@@ -91,3 +95,11 @@ def test_starts_near_uniform_in_float32_under_autocast() -> None:
         loss = head.loss(torch.randn(40, 64), torch.randint(1000, (40, 1)))
     assert loss.nll.dtype == torch.float32
     torch.testing.assert_close(loss.nll, torch.full((40,), 1000.0).log(), rtol=0, atol=0.1)
+
+
+def test_no_tokens_have_no_gradient() -> None:
+    weight = torch.randn(5, 3, requires_grad=True)
+    tokens = torch.zeros(0, dtype=torch.int64)
+    loss = chunked_cross_entropy(torch.zeros(0, 3), weight, torch.zeros(5), tokens, 4)
+    (gradient,) = torch.autograd.grad(loss.nll.sum(), weight)
+    assert gradient.eq(0).all()
