@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{accelerator.num_processes} processes need a --folder for their images")
     pipeline = Pipeline.from_pretrained(options.model)
     pipeline.to(options.device or accelerator.device, DTYPES[options.dtype])
+    if options.compile:
+        pipeline.compile()
     config = sampling_config(pipeline.sampling, options.config, options.overrides)
     pairs = choose_pairs(options, pipeline)
     job = Job(pipeline, config, options.batch_size, Edit.of(options, pipeline))
@@ -151,6 +153,7 @@ class Job:
             "dtype": str(self.pipeline.dtype),
             "batch_size": self.batch_size,
             "edit": None if self.edit is None else self.edit.settings(),
+            **({"compiled": True} if self.pipeline.is_compiled else {}),
         }
 
     def fill(
@@ -205,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=GROUP, help="fixes the rounding, too")
     parser.add_argument("--device", help="default: a GPU of the process, else the CPU")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="autocast of the networks")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: for many images")
     return parser
 
 

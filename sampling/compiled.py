@@ -1,0 +1,33 @@
+"""`torch.compile` for sampling: what a block does before attention and after it.
+
+Between the two stands the cache, whose length would be compiled in. Lengths stay symbolic, so that
+few compilations serve all layers and scales: one scale of a single token is its own, and so is each
+autocast dtype. Tokens are those of the uncompiled sampler up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from generator.blocks import Block
+from generator.model import NextScaleGenerator
+
+
+def compile_blocks(generator: NextScaleGenerator, backend: str = "inductor") -> None:
+    """Compiles a generator's blocks for sampling, in place, at their first calls.
+
+    Args:
+        generator: its weights stay what they are, and its saved files too.
+        backend: of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
+    """
+    before: Callable[..., Any] = torch.compile(Block.before, dynamic=True, backend=backend)
+    after: Callable[..., Any] = torch.compile(Block.after, dynamic=True, backend=backend)
+    for block in generator.blocks:
+        assert isinstance(block, Block)
+        # In the instance: the class's methods, which others train with, stay uncompiled.
+        block.before = partial(before, block)  # type: ignore[method-assign]
+        block.after = partial(after, block)  # type: ignore[method-assign]

@@ -1,0 +1,95 @@
+"""The reference sampler against `generate`, and the benchmark's lines."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from sampling.generate import SamplingConfig, generate
+from sampling.pipeline import Pipeline
+from sampling.reference_sampler import ReferenceSampler, output_layers
+from sampling.sample_benchmark import compare, matrix_products, report
+from sampling.schedules import LinearRamp
+from tokenizer.cnn import CNNConfig
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import FSQConfig, LeechConfig, QuantizerConfig
+
+SAMPLING = SamplingConfig(guidance_scale=LinearRamp(start=1.0, end=2.5), top_k=40, top_p=0.9)
+CONFIG = GeneratorConfig(
+    depth=2, width=32, num_heads=4, num_classes=5, head=CategoricalHeadConfig()
+)
+SHAPES = {
+    "infinity": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, adaln="shared")),
+    "var": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, position="learned")),
+    "plain": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, qk_norm=False)),
+    "lattice": (LeechConfig(), replace(CONFIG, head=LatticeHeadConfig())),
+}
+
+
+def make(quantizer: QuantizerConfig, config: GeneratorConfig) -> Pipeline:
+    torch.manual_seed(0)
+    image_tokenizer = ImageTokenizer(
+        TokenizerConfig(
+            image_size=16,
+            pyramid=PyramidConfig(scales=(1, 2, 4)),
+            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
+            quantizer=quantizer,
+        )
+    )
+    generator = NextScaleGenerator(config, image_tokenizer.spec)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return Pipeline(image_tokenizer, generator, SAMPLING)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_generate_draws_the_tokens_of_the_reference(name: str):
+    pipeline = make(*SHAPES[name])
+    parts = pipeline.generator, pipeline.image_tokenizer
+    labels, seeds = torch.tensor([0, 3]), [5, 6]
+    reference = ReferenceSampler(*parts, SAMPLING)(labels, seeds)
+    generated = generate(*parts, labels, seeds, SAMPLING)
+    assert torch.equal(reference.tokens.indices, generated.tokens.indices)
+    torch.testing.assert_close(reference.images, generated.images)
+    other = generate(*parts, labels, seeds, replace(SAMPLING, top_k=None, top_p=0.5))
+    assert not torch.equal(other.tokens.indices, generated.tokens.indices)
+
+
+def test_the_reference_refuses_heads_without_one_output_layer():
+    quantizer, config = SHAPES["lattice"]
+    mixture = replace(config, head=LatticeHeadConfig(num_mixtures=2))
+    with pytest.raises(ValueError, match="no logits of this LatticeHead"):
+        output_layers(make(quantizer, mixture).generator)
+
+
+def test_products_are_those_of_a_run():
+    pipeline = make(*SHAPES["plain"])
+    width, length, lengths = 32, 21, (1, 4, 16)
+    blocks = 2 * 12 * width * width * 2 * length  # guided: both halves of the batch, two layers
+    attention = sum(2 * 2 * width * 2 * n * sum(lengths[: k + 1]) for k, n in enumerate(lengths))
+    head, adaln = 75 * width * length, 2 * width * (2 * 6 * width + 2 * width)
+    products = matrix_products(pipeline.generator, 1, SAMPLING, torch.float32)
+    assert products.operations == 2 * (blocks + attention + head + adaln)
+
+
+def test_report_has_a_line_per_sampler():
+    pipeline = make(*SHAPES["plain"])
+    lines = list(report(pipeline, 1, 1, time.perf_counter, compiled=False))
+    assert "GFLOP an image" in lines[0]
+    rows = {line[:16].strip(): line for line in lines[2:]}
+    assert list(rows) == ["reference, fp32", "generate, fp32", "generate, bf16"]
+    assert rows["generate, fp32"].endswith(" 100.00 %")
+
+
+def test_the_reference_runs_only_where_its_logits_fit(monkeypatch: pytest.MonkeyPatch):
+    pipeline = make(*SHAPES["plain"])
+    monkeypatch.setattr("sampling.sample_benchmark.MOST_LOGITS", 10)
+    timings = compare(pipeline, 2, repeats=1, clock=time.perf_counter, backend=None)
+    assert [timing.sampler for timing in timings] == ["generate, fp32", "generate, bf16"]
+    assert timings[0].times_reference is timings[0].equal_tokens is None
+    assert timings[0].seconds > 0
