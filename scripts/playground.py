@@ -38,6 +38,7 @@ HINT = (
 )
 CSS = """
 .pixels img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
+.pixels .fixed-height {min-height: 0; max-height: none}
 .gradio-container {max-width: 1280px !important; margin: auto !important}
 """
 
@@ -178,7 +179,6 @@ def _edit_tab(actions: Actions, model: Any, fields: Fields) -> tuple[list[Any], 
                 layers=False,
                 brush=gr.Brush(colors=["#ffffff"], color_mode="fixed", default_size=40),
                 canvas_size=(CANVAS, CANVAS),
-                fixed_canvas=True,
                 height=CANVAS + 100,
                 buttons=[],
                 elem_classes="pixels",
