@@ -11,7 +11,7 @@ import copy
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REFERENCE = "reference, fp32"
 PRODUCTS = "products alone, "
 MOST_LOGITS = 1 << 28  # of the reference, 1 GiB: above, it does not run
-# Random heads are scaled up until their distributions are about as narrow as trained ones.
-HEAD_SCALE = 60.0
+# Random heads are scaled up until logits have a standard deviation of about 2.3, which leaves
+# distributions about as wide as trained ones: VAR's loss is 5 nats.
+HEAD_SCALE = 200.0
 VAR_SAMPLING = SamplingConfig(guidance_scale=var_guidance(1.5, 10), top_k=900, top_p=0.96)
 CC_SAMPLING = SamplingConfig(
     guidance_scale=LinearRamp(start=1.0, end=3.0),
@@ -101,12 +102,13 @@ def build_pipeline(name: str, depth: int | None = None) -> Pipeline:
         )
     )
     config = replace(shape.config, head=head, depth=depth or shape.config.depth, drop_path=0.0)
+    summands = leech.DIM if isinstance(head, LatticeHeadConfig) else 1  # of a logit
     generator = NextScaleGenerator(config, spec)
     with torch.no_grad():
         for module_name, module in generator.named_modules():
             if isinstance(module, nn.Linear):
                 if module_name.startswith("head."):
-                    module.weight.mul_(HEAD_SCALE)
+                    module.weight.mul_(HEAD_SCALE * summands**-0.5)
                 elif "adaln" in module_name:  # gates that start at zero would hide the layers
                     module.bias.normal_(std=0.1)
     return Pipeline(image_tokenizer, generator, sampling)
@@ -230,6 +232,7 @@ def _weights(module: nn.Module, without: str | None = None) -> list[Tensor]:
     ]
 
 
+@lru_cache
 def peak_rate(dtype: torch.dtype, clock: Clock) -> float:
     """Floating-point operations a second of a large matrix product at its best."""
     size = 2048

@@ -1,4 +1,5 @@
-"""Measures: `python scripts/benchmark.py search [--sizes 680]`, `head`, `train-step` or `codes`.
+"""Measures: `python scripts/benchmark.py search [--sizes 680]`, `head`, `train-step`,
+`sample` or `codes`.
 
 `search` times the exact nearest-code search of the Leech lattice, eager and compiled, against brute
 force over all 196,560 codes: in tiles of several sizes (the best one counts), over half the codes
@@ -12,6 +13,8 @@ brute force instead, and fails if any product falls short of the largest by 1e-6
 rounds, and measures what they need beyond weights and gradients (`generator.heads.head_benchmark`).
 `train-step` splits a training step of the generator into what multiplies matrices and what does
 not: `train-step --shapes infinity-cc-12 --precisions fp32 bf16 --images 4`.
+`sample` times `generate` at published shapes against a straightforward sampler with the same
+weights, and beside both what the matrix products alone take (`sampling.sample_benchmark`).
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 
@@ -26,6 +29,7 @@ import torch
 from common.timing import CLOCKS
 from generator.heads.head_benchmark import time_heads
 from generator.step_benchmark import Step, benchmark_shape, time_step
+from sampling.sample_benchmark import SHAPES, build_pipeline, report
 from tokenizer.lattices import leech
 from tokenizer.lattices.codes import build_code
 from tokenizer.lattices.geometry import code_geometry
@@ -153,6 +157,32 @@ def _add_train_step(commands: argparse._SubParsersAction[argparse.ArgumentParser
     step.set_defaults(run=run_train_step)
 
 
+def run_sample(options: argparse.Namespace) -> None:
+    """Prints a table per shape and batch size."""
+    torch.set_num_threads(options.threads)
+    rounds = f"medians of {options.repeats} interleaved rounds"
+    print(f"{options.threads} threads, {options.clock} time, {rounds}; random weights")
+    for name in options.shapes:
+        pipeline = build_pipeline(name, options.depth)
+        for batch in options.batches:
+            print(f"\n{name}, depth {pipeline.generator.config.depth}, ", end="")
+            clock, compiled = CLOCKS[options.clock], options.compile
+            for line in report(pipeline, batch, options.repeats, clock, compiled=compiled):
+                print(line, flush=True)
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample", help="generate against a straightforward sampler")
+    sample.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
+    sample.add_argument("--batches", type=int, nargs="+", default=[1])
+    sample.add_argument("--depth", type=int, help="fewer layers than the shapes have")
+    sample.add_argument("--threads", type=int, default=torch.get_num_threads())
+    sample.add_argument("--repeats", type=int, default=3)
+    sample.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    sample.add_argument("--compile", action="store_true", help="with torch.compile, too")
+    sample.set_defaults(run=run_sample)
+
+
 def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     codes = commands.add_parser("codes", help="geometry of spherical codes")
     codes.add_argument("names", nargs="*", default=["leech", "slq_released"], metavar="NAME")
@@ -163,7 +193,7 @@ def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 # A subcommand is a function that adds its options and sets what runs them.
-SUBCOMMANDS = (_add_search, _add_head, _add_train_step, _add_codes)
+SUBCOMMANDS = (_add_search, _add_head, _add_train_step, _add_sample, _add_codes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

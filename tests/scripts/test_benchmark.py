@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from generator.heads import CategoricalHeadConfig
+from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.presets import preset
+from sampling.pipeline import Pipeline
+from sampling.sample_benchmark import SHAPES, build_pipeline
 from scripts import benchmark
+from tokenizer.cnn import CNNConfig
 from tokenizer.lattices import search_benchmark
 from tokenizer.lattices.search_benchmark import Exactness
+from tokenizer.model import ImageTokenizer, TokenizerConfig
+from tokenizer.multiscale import PyramidConfig
+from tokenizer.quantizers import FSQConfig
 
 
 def test_search_prints_a_line_per_method(
@@ -71,3 +82,41 @@ def test_train_step_shows_phases_and_kinds(capsys: pytest.CaptureFixture[str]) -
     assert {"trunk forward", "optimizer", "linear layers", "attention products"} <= {
         part[2] for part in parts
     }
+
+
+def test_sample_prints_a_table_per_shape_and_batch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tiny(name: str, depth: int) -> Pipeline:
+        image_tokenizer = ImageTokenizer(
+            TokenizerConfig(
+                image_size=8,
+                pyramid=PyramidConfig(scales=(1, 2, 4)),
+                autoencoder=CNNConfig(channels=(8,), patch_size=2, groups=4),
+                quantizer=FSQConfig(levels=(5, 5, 3)),
+            )
+        )
+        shape = GeneratorConfig(
+            depth=depth, width=16, num_heads=2, num_classes=5, head=CategoricalHeadConfig()
+        )
+        generator = NextScaleGenerator(shape, image_tokenizer.spec)
+        sampling = replace(SHAPES[name][2], top_k=30, guidance_scale=2.0)
+        return Pipeline(image_tokenizer, generator, sampling)
+
+    monkeypatch.setattr(benchmark, "build_pipeline", tiny)
+    arguments = ["sample", "--shapes", "var-d16", "--batches", "1", "2", "--depth", "3"]
+    threads = str(torch.get_num_threads())
+    benchmark.main([*arguments, "--repeats", "1", "--threads", threads])
+    text = capsys.readouterr().out
+    assert text.count("var-d16, depth 3, batch ") == 2
+    assert text.count("reference, fp32") == 2
+    assert text.count("generate, bf16") == 2
+    assert "compiled" not in text
+
+
+def test_sample_shapes_are_the_published_ones() -> None:
+    pipeline = build_pipeline("infinity-cc-12-lattice", depth=1)
+    assert pipeline.generator.spec == preset("infinity-cc-12").spec
+    assert pipeline.generator.config.width == 768
+    logits = pipeline.generator.head.logits(torch.randn(4, 768))
+    assert 1.5 < logits.std() < 3.5
