@@ -30,7 +30,7 @@ class Modulation:
     labels: Tensor
     condition: Tensor
     layers: tuple[Tensor | tuple[Tensor, ...], ...]
-    head: tuple[Tensor, ...]
+    head: tuple[Tensor, Tensor]
 
     def is_of(self, labels: Tensor) -> bool:
         """Whether it is that of these labels."""
@@ -43,8 +43,8 @@ class Modulation:
             layer[part] if isinstance(layer, Tensor) else tuple(vector[part] for vector in layer)
             for layer in self.layers
         )
-        head = tuple(vector[part] for vector in self.head)
-        return Modulation(self.labels[part], self.condition[part], layers, head)
+        scale, shift = (vector[part] for vector in self.head)
+        return Modulation(self.labels[part], self.condition[part], layers, (scale, shift))
 
 
 class KVCache:

@@ -11,9 +11,9 @@ Shapes: B images, L tokens of a pyramid, n tokens of a call, C code channels, W 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -270,9 +270,10 @@ class NextScaleGenerator(PretrainedModel):
                 shared = self.shared_adaln(active).unflatten(1, (6, -1))
             layers: tuple[Tensor | Vectors, ...] = (shared,) * len(self.blocks)
             if cache is not None:
-                layers = tuple(block.vectors(shared, self.start.dtype) for block in self.blocks)
-            head = self.head_adaln(active).float().unsqueeze(1).chunk(2, dim=-1)
-        found = Modulation(labels, condition, layers, head)
+                blocks = cast("Iterable[Block]", self.blocks)
+                layers = tuple(block.vectors(shared, self.start.dtype) for block in blocks)
+            scale, shift = self.head_adaln(active).float().unsqueeze(1).chunk(2, dim=-1)
+        found = Modulation(labels, condition, layers, (scale, shift))
         if cache is not None:
             cache.modulation = found
         return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.timing import Clock, Run, interleaved, median_ratio, peak_bytes_of, seconds_of
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from generator.heads import CategoricalHeadConfig, HeadConfig, LatticeHeadConfig
 from generator.model import NextScaleGenerator
 from generator.presets import preset
 from sampling.compiled import compile_blocks
@@ -45,7 +45,7 @@ CC_SAMPLING = SamplingConfig(
     top_k=LinearRamp(start=10_000.0, end=4_000.0),
     top_p=0.95,
 )
-SHAPES = {
+SHAPES: dict[str, tuple[str, HeadConfig, SamplingConfig]] = {
     "var-d16": ("var-d16", CategoricalHeadConfig(), VAR_SAMPLING),
     "infinity-cc-12": ("infinity-cc-12", CategoricalHeadConfig(), CC_SAMPLING),
     "infinity-cc-12-lattice": ("infinity-cc-12", LatticeHeadConfig(), CC_SAMPLING),
