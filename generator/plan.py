@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from common.estimate import activations_per_image, estimate_memory, length_text
 from common.matrix_optimizers import state_size
 from common.precision import resolve_precision
+from generator.cost import cost_text
 from generator.heads import CategoricalHeadConfig, Head, build_head
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.training import GeneratorTrainingConfig, check_image_size
@@ -52,6 +53,7 @@ def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str
             memory.text(loop.batch_size // loop.accumulation),
             f"activations are the generator's, in {'bf16' if bf16 else 'fp32'}",
             length_text(loop),
+            cost_text(model, loop.steps * loop.batch_size),
         ]
     )
 
@@ -76,31 +78,49 @@ def activation_bytes(
 ) -> int:
     """Bytes that each image adds to what the gradient through trunk and head keeps.
 
-    Counted on shapes alone, with fused attention; only a head with tables runs, on zeros. What
+    Counted on shapes alone, as a CPU computes them: in bf16 with the probabilities of attention,
+    which fused kernels elsewhere do not keep. Only a head with tables runs, on zeros. What
     checkpointing recomputes is left out, so one block's activations come on top.
     """
-    trunk, head = build_shapes(config, spec), build_head_shapes(config, spec)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        head = _head_bytes(config, spec)
+        if config.depth <= 3:
+            return head + _trunk_bytes(config, spec, checkpoint_activations)
+        # All blocks but the first, which drops nothing, keep the same.
+        two, three = (
+            _trunk_bytes(replace(config, depth=depth), spec, checkpoint_activations)
+            for depth in (2, 3)
+        )
+        return head + two + (config.depth - 2) * (three - two)
 
-    def run_trunk(n: int) -> Tensor:
+
+def _trunk_bytes(config: GeneratorConfig, spec: TokenSpec, recompute: bool) -> int:
+    trunk = build_shapes(config, spec)
+
+    def run(n: int) -> Tensor:
         labels = torch.zeros(n, dtype=torch.int64)
         inputs = torch.empty(n, spec.length, spec.code_dim)
-        hidden: Tensor = trunk(inputs, labels, checkpoint_activations=checkpoint_activations)
+        hidden: Tensor = trunk(inputs, labels, checkpoint_activations=recompute)
         return hidden
 
-    def run_head(n: int) -> Tensor:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        trunk.to_empty(device="cpu")
+        return activations_per_image(run)
+
+
+def _head_bytes(config: GeneratorConfig, spec: TokenSpec) -> int:
+    head = build_head_shapes(config, spec)
+
+    def run(n: int) -> Tensor:
         hidden = torch.zeros(n, spec.length, config.width, requires_grad=True)
         tokens = torch.zeros(n, spec.length, spec.num_codebooks, dtype=torch.int64)
         return head.loss(hidden, tokens).nll
 
-    has_tables = not next(head.parameters()).is_meta
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            trunk.to_empty(device="cpu")
-            kept = activations_per_image(run_trunk)
-            if not has_tables:
-                head.to_empty(device="cpu")
-                return kept + activations_per_image(run_head)
-        return kept + activations_per_image(run_head)
+    if not next(head.parameters()).is_meta:
+        return activations_per_image(run)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head.to_empty(device="cpu")
+        return activations_per_image(run)
 
 
 def _count(module: nn.Module) -> int:

@@ -59,17 +59,20 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer(
     assert "521 tokens of 17.58 bits, 9,162 bits per image" in printed
     assert "(1.00 MiB an image)" in printed
     assert "counts 1,024 images per process, assuming one process" in printed
+    assert "GPU-hours at an assumed 150 TFLOP/s sustained" in printed
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("dense", [False, True])
-def test_activations_are_those_of_a_real_pass(dense: bool, bf16: bool, checkpointed: bool) -> None:
+@pytest.mark.parametrize(("dense", "depth"), [(False, 2), (True, 5)])
+def test_activations_are_those_of_a_real_pass(
+    dense: bool, depth: int, bf16: bool, checkpointed: bool
+) -> None:
     spec = replace(SPEC, codebook_sizes=(50,)) if dense else SPEC
     head = CategoricalHeadConfig() if dense else LatticeHeadConfig()
     config = GeneratorConfig(
-        depth=2, width=64, num_heads=4, num_classes=10, head=head, drop_path=0.1
+        depth=depth, width=64, num_heads=4, num_classes=10, head=head, drop_path=0.1
     )
     model = TeacherForcing(NextScaleGenerator(config, spec), checkpoint_activations=checkpointed)
 

@@ -1,0 +1,58 @@
+"""A Markdown table of presets: parameters, and estimates of memory and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.estimate import FP32_BYTES
+from common.matrix_optimizers import AnyOptimizerConfig, state_size
+from generator.cost import gpu_hours, training_flops
+from generator.plan import activation_bytes, build_shapes
+from generator.presets import preset
+
+IMAGENET_IMAGES = 1_281_167
+
+
+def preset_table(
+    names: Sequence[str], optimizer: AnyOptimizerConfig, *, images: int, tflops: float
+) -> str:
+    """Markdown: parameters, memory of a GPU and cost of presets; all but parameters estimates.
+
+    Args:
+        optimizer: whose state counts.
+        images: of a micro-batch on a GPU.
+        tflops: assumed, sustained.
+    """
+    hours = f"GPU-hours an ImageNet epoch at {tflops:,.0f} TFLOP/s"
+    columns = (
+        "preset",
+        "parameters",
+        "tokens",
+        f"states ({optimizer.kind}), GiB",
+        f"activations of {images} images, GiB",
+        "with checkpointing, GiB",
+        "TFLOPs an image",
+        hours,
+    )
+    rows = [columns, tuple("---" for _ in columns)]
+    for name in names:
+        row = preset(name)
+        model = build_shapes(row.config, row.spec)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        # Weights, gradients and averages beside the optimizer's state.
+        states = FP32_BYTES * (3 * count + state_size(model, optimizer))
+        kept = [
+            images * activation_bytes(row.config, row.spec, bf16=True, checkpoint_activations=on)
+            for on in (False, True)
+        ]
+        flops = training_flops(model)
+        cells = (
+            name,
+            f"{count / 1e6:,.0f} M",
+            str(row.spec.length),
+            *(f"{part / 2**30:,.1f}" for part in (states, *kept)),
+            f"{flops / 1e12:,.2f}",
+            f"{gpu_hours(flops * IMAGENET_IMAGES, tflops):,.1f}",
+        )
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
