@@ -22,6 +22,7 @@ from generator.heads import Head
 from generator.model import NextScaleGenerator, check_labels
 from sampling.guidance import num_paired_scales
 from sampling.logits import Candidates, best_candidates, min_p, top_p
+from sampling.low_precision import cast_generator
 from sampling.schedules import Schedule, resolve_schedule
 from sampling.seeds import SeededUniforms
 from tokenizer.model import ImageTokenizer
@@ -201,6 +202,7 @@ def _scales(
     _check(generator, image_tokenizer, labels, seeds)
     settings = (config or SamplingConfig()).resolve(generator.spec)
     uniforms = SeededUniforms(seeds)
+    generator = cast_generator(generator)
     batch = len(labels)
     labels = labels.to(generator.device)
     paired = num_paired_scales([setting.guidance_scale for setting in settings])

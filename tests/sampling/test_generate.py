@@ -222,6 +222,30 @@ def test_several_codebooks(top: int | None):
     assert len(generated.tokens.indices.unique()) > 1
 
 
+def test_bf16_weights_are_cast_once_a_run(models: Models, monkeypatch: pytest.MonkeyPatch):
+    generator = models[0]
+    weights = {name: parameter.clone() for name, parameter in generator.named_parameters()}
+    config = SamplingConfig(guidance_scale=2.0)
+    seen = []
+    linear = torch.nn.functional.linear
+
+    def spy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(weight.dtype)
+        return linear(x, weight, bias)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        monkeypatch.setattr(torch.nn.functional, "linear", spy)
+        once = generate(*models, LABELS, SEEDS, config).tokens.indices
+        assert seen.count(torch.bfloat16) == 3 * 2 * 4  # scales, layers, matrices
+        monkeypatch.setattr(MODULE, "cast_generator", lambda generator: generator)
+        seen.clear()
+        each_time = generate(*models, LABELS, SEEDS, config).tokens.indices
+        assert torch.bfloat16 not in seen
+    assert torch.equal(once, each_time)
+    for name, parameter in generator.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
 def test_bf16_autocast_runs(models: Models):
     with torch.autocast("cpu", torch.bfloat16):
         generated = generate(*models, LABELS, SEEDS, SamplingConfig(guidance_scale=2.0))
