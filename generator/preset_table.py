@@ -8,7 +8,7 @@ from common.estimate import FP32_BYTES
 from common.matrix_optimizers import AnyOptimizerConfig, state_size
 from generator.cost import gpu_hours, training_flops
 from generator.plan import activation_bytes, build_shapes
-from generator.presets import preset
+from generator.presets import Preset, preset
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -41,10 +41,7 @@ def preset_table(
         count = sum(parameter.numel() for parameter in model.parameters())
         # Weights, gradients and averages beside the optimizer's state.
         states = FP32_BYTES * (3 * count + state_size(model, optimizer))
-        kept = [
-            images * activation_bytes(row.config, row.spec, bf16=True, checkpoint_activations=on)
-            for on in (False, True)
-        ]
+        kept = [images * _activations(row, checkpointed) for checkpointed in (False, True)]
         flops = training_flops(model)
         cells = (
             name,
@@ -56,3 +53,11 @@ def preset_table(
         )
         rows.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _activations(row: Preset, checkpointed: bool) -> int:
+    """Bytes of an image as on GPUs, whose fused attention keeps no probabilities."""
+    config, spec = row.config, row.spec
+    kept = activation_bytes(config, spec, bf16=True, checkpoint_activations=checkpointed)
+    probabilities = 2 * config.depth * config.num_heads * spec.length**2  # bf16
+    return kept if checkpointed else kept - probabilities

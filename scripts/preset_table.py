@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.matrix_optimizers import DionConfig, MuonConfig
+from common.matrix_optimizers import AnyOptimizerConfig, DionConfig, MuonConfig
 from common.optim import OptimizerConfig
 from generator.cost import ASSUMED_TFLOPS
 from generator.preset_table import preset_table
 from generator.presets import IMAGENET_CLASSES, PRESETS, preset
 
-OPTIMIZERS = {"adamw": OptimizerConfig(), "dion": DionConfig(), "muon": MuonConfig()}
+OPTIMIZERS: dict[str, AnyOptimizerConfig] = {
+    "adamw": OptimizerConfig(),
+    "dion": DionConfig(),
+    "muon": MuonConfig(),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

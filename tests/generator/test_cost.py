@@ -53,5 +53,7 @@ def test_the_table_and_what_checkpointing_saves() -> None:
     assert cells[:3] == ["var-d16", "310 M", "680"]
     assert cells[3] == "5.8"  # five numbers of four bytes a parameter
     assert float(cells[5]) < 0.3 * float(cells[4])
+    # Of 16 layers, 8 images and 680 tokens of width 1024: less than 16 fp32 numbers each.
+    assert float(cells[4]) < 16 * 8 * 680 * 1024 * 16 * 4 / 2**30
     # 6 x 206 M weights x 680 tokens, and 12 x 1024 x 16 for each of 302,610 pairs.
     assert float(cells[6]) == pytest.approx(0.90, abs=0.01)
