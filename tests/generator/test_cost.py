@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ CONFIG = GeneratorConfig(
 
 
 @pytest.mark.parametrize("adaln", ["shared", "per_block"])
-def test_flops_are_those_of_a_counter(adaln: str) -> None:
+def test_flops_are_those_of_a_counter(adaln: Literal["shared", "per_block"]) -> None:
     model = NextScaleGenerator(replace(CONFIG, adaln=adaln), SPEC)
     inputs = torch.zeros(1, SPEC.length, SPEC.code_dim)
     with FlopCounterMode(display=False) as counter:
