@@ -20,6 +20,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
+from common.files import replace_text
+
 T = TypeVar("T")
 
 
@@ -74,18 +76,18 @@ def to_yaml(config: object) -> str:
 
 def save_config(config: object, path: str | Path) -> None:
     """Writes `to_yaml(config)`."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+    replace_text(path, to_yaml(config))
 
 
 def read_yaml_text(text: str) -> Any:
     """Parses YAML 1.2 core scalars: `1e-3` is a float, `no` and `12:30` are strings.
 
     Raises:
-        ValueError: syntax error or a key that stands twice.
+        ValueError: syntax error, a key that stands twice or is no scalar, too deep nesting.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {error}") from error
 
 

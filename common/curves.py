@@ -252,6 +252,8 @@ def _draw(
     shade: Callable[[Panel, Line], str],
     entries: Sequence[tuple[str, dict[str, object]]],
 ) -> Figure:
+    if not panels:
+        raise ValueError("there is nothing to draw: no value but the time was logged")
     figure, axes = new_figure(len(panels), columns=3)
     last = max(line.curve.steps[-1] for panel in panels for line in panel.lines)
     for panel, place in zip(panels, axes, strict=True):

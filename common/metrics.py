@@ -6,7 +6,6 @@ Distances between sets of images are in `common.distances`, perceptual ones in `
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from common.files import replace_text
 
 MAX_PSNR = 100.0  # of identical images, where the definition gives infinity
 MS_SSIM_SIDE = 161  # the least side for which the window fits into all five scales
@@ -127,8 +128,4 @@ def library_versions() -> dict[str, str]:
 
 def save_metrics(metrics: Mapping[str, Any], path: str | Path) -> None:
     """Writes metrics as JSON under a temporary name and renames it; makes parent folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(metrics, indent=2, allow_nan=False) + "\n")

@@ -25,9 +25,15 @@ from common.checkpoint import Checkpoints
 from common.config import from_dict, read_yaml_text, save_config, to_dict
 
 LOGGED_PACKAGES = ("common", "tokenizer", "generator", "sampling", "scripts")
-# A run may go on with other values of these: they change how long it runs and what it reports.
+# A run may go on with other values of these: they change how long it runs, what it reports and how
+# much memory it takes, but no gradient.
 FREE_KEYS = ("steps", "log_every", "eval_every", "save_every", "sample_every", "keep_checkpoints")
-FREE_ENDINGS = (*(f"loop.{key}" for key in FREE_KEYS), "loop.trackers", "num_workers")
+FREE_ENDINGS = (
+    *(f"loop.{key}" for key in FREE_KEYS),
+    "loop.trackers",
+    "num_workers",
+    "checkpoint_activations",
+)
 WARMUP_STEPS = 3
 
 

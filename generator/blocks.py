@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from generator.adaln import add_gated, modulate
 from generator.cosine import cosine_heads
 from generator.embeddings import rotate
+from generator.tiles import wants_cpu_form
 
 # Stores a layer's new keys and values, returns all of them: `KVCache.append` of that layer.
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,7 +84,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
     """Softmax attention (B, H, n, D); `mask` is boolean (n, n), a flex BlockMask or None."""
     if mask is not None and not isinstance(mask, Tensor):
         return _flex_attention()(q, k, v, block_mask=mask, scale=scale)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+    if wants_cpu_form(q) and q.dtype == torch.bfloat16 and q.requires_grad:
         return _plain_attention(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 

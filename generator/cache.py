@@ -34,7 +34,7 @@ class Modulation:
 
     def is_of(self, labels: Tensor) -> bool:
         """Whether it is that of these labels."""
-        return labels is self.labels or torch.equal(labels, self.labels)
+        return torch.equal(labels, self.labels)
 
     def first(self, batch_size: int) -> Modulation:
         """That of the leading images."""

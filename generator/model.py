@@ -273,7 +273,7 @@ class NextScaleGenerator(PretrainedModel):
                 blocks = cast("Iterable[Block]", self.blocks)
                 layers = tuple(block.vectors(shared, self.start.dtype) for block in blocks)
             scale, shift = self.head_adaln(active).float().unsqueeze(1).chunk(2, dim=-1)
-        found = Modulation(labels, condition, layers, (scale, shift))
+        found = Modulation(labels.clone(), condition, layers, (scale, shift))
         if cache is not None:
             cache.modulation = found
         return found

@@ -5,6 +5,7 @@ Trunks are built without memory and run on shapes alone; nothing is read or down
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,7 @@ from common.precision import resolve_precision
 from generator.cost import cost_text
 from generator.heads import CategoricalHeadConfig, Head, build_head
 from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.tiles import forms_of_gpus
 from generator.training import GeneratorTrainingConfig, check_image_size
 from tokenizer import ImageTokenizer, TokenSpec
 from tokenizer.model import TokenizerConfig
@@ -35,12 +37,12 @@ def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str
     model = build_shapes(config.model, spec)
     count, head = _count(model), _count(model.head)
     bf16 = resolve_precision(loop.precision) == "bf16"
-    recompute = config.checkpoint_activations
+    recompute, on_gpu = config.checkpoint_activations, torch.cuda.is_available()
     memory = estimate_memory(
         count,
         averaged=count,
         activations=activation_bytes(
-            config.model, spec, bf16=bf16, checkpoint_activations=recompute
+            config.model, spec, bf16=bf16, checkpoint_activations=recompute, on_gpu=on_gpu
         ),
         optimizer=state_size(model, config.optimizer),
         frozen=_count(image_tokenizer),
@@ -51,7 +53,8 @@ def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str
             f"scales {spec.scales}: {spec.length:,} tokens of {spec.bits_per_token:.2f} bits, "
             f"{spec.bits_per_image:,.0f} bits per image",
             memory.text(loop.batch_size // loop.accumulation),
-            f"activations are the generator's, in {'bf16' if bf16 else 'fp32'}",
+            f"activations are the generator's, in {'bf16' if bf16 else 'fp32'} on a "
+            f"{'GPU' if on_gpu else 'CPU'}",
             length_text(loop),
             cost_text(model, loop.steps * loop.batch_size),
         ]
@@ -74,24 +77,38 @@ def build_head_shapes(config: GeneratorConfig, spec: TokenSpec) -> Head:
 
 
 def activation_bytes(
-    config: GeneratorConfig, spec: TokenSpec, *, bf16: bool, checkpoint_activations: bool = False
+    config: GeneratorConfig,
+    spec: TokenSpec,
+    *,
+    bf16: bool,
+    checkpoint_activations: bool = False,
+    on_gpu: bool = False,
 ) -> int:
     """Bytes that each image adds to what the gradient through trunk and head keeps.
 
-    Counted on shapes alone, as a CPU computes them: in bf16 with the probabilities of attention,
-    which fused kernels elsewhere do not keep. Only a head with tables runs, on zeros. What
-    checkpointing recomputes is left out, so one block's activations come on top.
+    Counted on shapes alone; only a head with tables runs, on zeros.
+
+    Args:
+        checkpoint_activations: counts what blocks start from, and one block's own activations.
+        on_gpu: counts the operators that GPUs run without a compiler; False counts a CPU's, which
+            are in tiles, and in bf16 keep the probabilities of attention.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        head = _head_bytes(config, spec)
+
+    def trunk(depth: int, recompute: bool) -> int:
+        return _trunk_bytes(replace(config, depth=depth), spec, recompute)
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        forms_of_gpus() if on_gpu else nullcontext(),
+    ):
+        kept = _head_bytes(config, spec)
+        if checkpoint_activations:
+            kept += trunk(3, False) - trunk(2, False)
         if config.depth <= 3:
-            return head + _trunk_bytes(config, spec, checkpoint_activations)
+            return kept + trunk(config.depth, checkpoint_activations)
         # All blocks but the first, which drops nothing, keep the same.
-        two, three = (
-            _trunk_bytes(replace(config, depth=depth), spec, checkpoint_activations)
-            for depth in (2, 3)
-        )
-        return head + two + (config.depth - 2) * (three - two)
+        two, three = (trunk(depth, checkpoint_activations) for depth in (2, 3))
+        return kept + two + (config.depth - 2) * (three - two)
 
 
 def _trunk_bytes(config: GeneratorConfig, spec: TokenSpec, recompute: bool) -> int:

@@ -56,8 +56,6 @@ def preset_table(
 
 
 def _activations(row: Preset, checkpointed: bool) -> int:
-    """Bytes of an image as on GPUs, whose fused attention keeps no probabilities."""
-    config, spec = row.config, row.spec
-    kept = activation_bytes(config, spec, bf16=True, checkpoint_activations=checkpointed)
-    probabilities = 2 * config.depth * config.num_heads * spec.length**2  # bf16
-    return kept if checkpointed else kept - probabilities
+    return activation_bytes(
+        row.config, row.spec, bf16=True, checkpoint_activations=checkpointed, on_gpu=True
+    )

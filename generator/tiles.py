@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
 TILE_ELEMENTS = 1 << 17  # float32 numbers a tile: 512 KiB
 
 
+_GPU_FORMS: ContextVar[bool] = ContextVar("gpu_forms", default=False)
+
+
+@contextmanager
+def forms_of_gpus() -> Iterator[None]:
+    """Computes on a CPU as a GPU would, to count what it keeps."""
+    token = _GPU_FORMS.set(True)
+    try:
+        yield
+    finally:
+        _GPU_FORMS.reset(token)
+
+
+def wants_cpu_form(x: Tensor) -> bool:
+    """Whether to compute what is the same on all devices in the way that is fast on a CPU."""
+    return x.device.type == "cpu" and (torch.compiler.is_compiling() or not _GPU_FORMS.get())
+
+
 def wants_tiles(x: Tensor) -> bool:
     """On a CPU in eager mode; compilers and GPUs fuse the plain form themselves."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return wants_cpu_form(x) and not torch.compiler.is_compiling()
 
 
 def tiles(x: Tensor) -> list[tuple[slice, slice]]:

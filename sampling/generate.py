@@ -155,7 +155,7 @@ def generate(
 
     Raises:
         ValueError: labels out of range, another number of seeds than labels, a tokenizer of another
-            spec, settings that do not fit the spec.
+            spec, settings that do not fit the spec, a generator whose output is not finite.
     """
     tokens = []
     with torch.inference_mode():
@@ -217,6 +217,8 @@ def _scales(
         assert inputs is not None
         copies = len(conditions) // batch
         hidden = generator(inputs.repeat(copies, 1, 1), conditions, cache)
+        if not hidden.isfinite().all():
+            raise ValueError(f"the generator's output at scale {k} is not finite")
         hidden = rearrange(hidden, "(c b) n w -> c (b n) w", c=copies)
         rows = _draw(generator.head, hidden, setting, uniforms, batch, generator.spec)
         tokens = rearrange(rows, "(b n) g -> b n g", b=batch)

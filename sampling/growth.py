@@ -49,9 +49,14 @@ def grow(
         chosen = list(seeds[start : start + batch_size])
         filled = chosen + chosen[-1:] * (batch_size - len(chosen))
         growing: list[Image.Image] = []
-        for step in generate_progressively(
+        steps = generate_progressively(
             pipeline.generator, pipeline.image_tokenizer, labels, filled, config
-        ):
+        )
+        while True:
+            with pipeline.autocast():  # for a step: whoever takes the next may be another thread
+                step = next(steps, None)
+            if step is None:
+                break
             growing = to_pil(step.images[: len(chosen)])
             yield Growth(finished + growing, len(chosen), step.scale + 1)
         finished += growing

@@ -15,14 +15,18 @@ RAMPS = ("linear", "cosine", "power")
 
 
 def parse_label(text: str, pipeline: Pipeline) -> int:
-    """Class number of a name or a number; a name wins over a number.
+    """Class number of a name, a number or, where a name looks like one, "#" and a number.
 
     Raises:
         ValueError: unknown names, numbers out of range.
     """
     text = text.strip()
-    is_number = text.isdecimal() and text not in pipeline.label_names
-    return pipeline.label_index(int(text) if is_number else text)
+    if text not in pipeline.label_names:
+        if text.isdecimal():
+            return pipeline.label_index(int(text))
+        if text.startswith("#") and text[1:].isdecimal():
+            return pipeline.label_index(int(text[1:]))
+    return pipeline.label_index(text)
 
 
 def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
@@ -70,9 +74,9 @@ def parse_seeds(text: str, most: int | None = None) -> list[int]:
         start, stop = int(first), int(last) if colon else int(first) + 1
         if most is not None and len(seeds) + stop - start > most:  # before any list is made
             raise ValueError(f"seeds {text!r} are more than {most} images")
+        if stop <= start:
+            raise ValueError(f"seeds {text!r}: {part.strip()} is an empty range")
         seeds += range(start, stop)
-    if not seeds:
-        raise ValueError(f"seeds {text!r} are an empty range")
     if twice := _repeated(seeds):
         raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
     return seeds

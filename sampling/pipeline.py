@@ -118,6 +118,10 @@ class Pipeline:
         }
         return state_digest(json.dumps(configs, sort_keys=True), state)
 
+    def autocast(self) -> torch.autocast:
+        """A context in which the models run in `dtype`."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Pipeline:
@@ -268,7 +272,7 @@ class Pipeline:
         numbers = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         images: list[Image.Image] = []
         with (
-            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            self.autocast(),
             tqdm(total=len(labels), unit="image", disable=not progress) as bar,
         ):
             for group, count in _groups(len(labels), batch_size):

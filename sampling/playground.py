@@ -5,8 +5,9 @@ Pictures, texts and tables; it knows no web page. Whatever a user gets wrong is 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from sampling.reconstruction import reconstruct, tokens_text
 from sampling.uploads import fit_square, open_upload, painted_mask
 
 MAX_IMAGES = 64
+MAX_FOLDERS = 64  # of finished images, a click each; older ones are deleted
 CANVAS = 512  # least side of the picture that a mask is painted on
 SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p", "min_p")
 
@@ -61,7 +63,9 @@ class Actions:
 
     def __init__(self, pipelines: Mapping[str, Pipeline], folder: Path) -> None:
         self.pipelines = pipelines
+        self.digests = {name: pipeline.digest() for name, pipeline in pipelines.items()}
         self.folder = folder
+        self.kept: deque[Path] = deque()
 
     def generate(self, model: str, label: str, seeds: str, *settings: str) -> Iterator[list[Any]]:
         """Picture, status, steps of the first image, finished images."""
@@ -79,7 +83,9 @@ class Actions:
             status = f"image {which} of {len(chosen)}: scale {growth.scale} of {spec.num_scales}"
             yield [picture, f"{status} ({side} x {side} tokens)", steps, []]
         name = class_name(number, pipeline)
-        saved = self._save(images, chosen, name, {"model": model, "sampling": to_dict(config)})
+        saved = self._save(
+            images, chosen, name, {"model": self.digests[model], "sampling": to_dict(config)}
+        )
         yield [picture, f"{len(images)} of class {name}, done", steps, saved]
 
     def reconstruct(self, model: str, path: str | None) -> list[Any]:
@@ -149,7 +155,11 @@ class Actions:
             config=config,
         )
         name = class_name(number, pipeline)
-        how = {"model": model, "keep_scales": int(keep), "sampling": to_dict(config)}
+        how = {
+            "model": self.digests[model],
+            "keep_scales": int(keep),
+            "sampling": to_dict(config),
+        }
         area = "everything" if mask is None else f"{_share(mask):.0%} of the pixels"
         status = f"kept the first {int(keep)} scales, then {area} drawn anew as {name}"
         return [status, self._save(images, chosen, name, how)]
@@ -159,6 +169,9 @@ class Actions:
     ) -> list[tuple[str, str]]:
         """Writes a PNG for each seed, which says what it was made with; paths and captions."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
+        self.kept.append(folder)
+        while len(self.kept) > MAX_FOLDERS:
+            shutil.rmtree(self.kept.popleft(), ignore_errors=True)
         saved = []
         for image, seed in zip(images, seeds, strict=True):
             path = folder / f"{file_name(name)}_seed{seed}.png"
@@ -174,7 +187,7 @@ def class_choices(pipeline: Pipeline) -> list[tuple[str, str]]:
         return [(str(k), str(k)) for k in range(pipeline.generator.num_classes)]
     counts = Counter(names)
     return [
-        (name, name) if counts[name] == 1 else (f"{name} ({k})", str(k))
+        (name, name) if counts[name] == 1 and name == name.strip() else (f"{name} ({k})", f"#{k}")
         for k, name in enumerate(names)
     ]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import Field
 
 from common.config import config_class, from_dict, to_dict
 from common.data import ImageDataset
+from common.files import replace_text
 from common.metrics import save_metrics
 from common.tracking import flatten
 from sampling.evaluation import (
@@ -199,8 +199,9 @@ def sweep(
         accelerator.wait_for_everyone()  # all have read before the first one writes
     if is_main:
         files.start(shared, rows)
-    done = [row.sampling for row in rows]
-    missing = [setting for setting in settings if setting not in done]
+    spec = pipeline.generator.spec
+    done = [row.sampling.resolve(spec) for row in rows]
+    missing = [setting for setting in settings if setting.resolve(spec) not in done]
     for number, setting in enumerate(missing, start=1):
         result = evaluator.measure(setting)
         rows.append(SweepRow.of(result))
@@ -245,9 +246,7 @@ class SweepFolder:
     def start(self, shared: dict[str, Any], rows: Sequence[SweepRow]) -> None:
         """Writes what all rows share, and the rows without a last line cut off by a kill."""
         save_metrics(shared, self.shared_file)
-        temporary = self.rows_file.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row.result) for row in rows), encoding="utf-8")
-        os.replace(temporary, self.rows_file)
+        replace_text(self.rows_file, "".join(_line(row.result) for row in rows))
 
     def rows(self) -> list[SweepRow]:
         """Rows in the order in which they came; a last line cut off by a kill is ignored."""

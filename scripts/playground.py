@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipelines[name] = Pipeline.from_pretrained(name).to(options.device)
         print(f"{name}: {describe(pipelines[name])}", flush=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # removes the folder
-    with tempfile.TemporaryDirectory(prefix="playground-") as folder:
+    with tempfile.TemporaryDirectory(prefix="playground-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and pictures, gone at the end
-        os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST]))
+        _reach_without_proxy(HOST)
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
         page = build_page(Actions(pipelines, Path(folder)))
         page.queue(max_size=16).launch(
@@ -79,6 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f"playground: http://{HOST}:{port}", flush=True)
         page.block_thread()
+
+
+def _reach_without_proxy(host: str) -> None:
+    """Gradio asks its own server once; lower case wins where both are set."""
+    excluded = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [excluded, host]))
 
 
 def build_page(actions: Actions) -> Any:

@@ -215,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     if options.count is not None and options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.npz is not None and options.folder is None:
         raise ValueError("--npz packs the images of a --folder, and there is none")
     if options.edit is None and (options.mask is not None or options.keep_scales):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from common.config import load_config, save_config
 from common.data import load_dataset
+from common.files import replace_text
 from common.plots import check_plots, save_figure
 from sampling.pipeline import Pipeline
 from sampling.sweep import SweepRun, describe, sweep
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not accelerator.is_main_process:
         return
     best = ranked(rows)[0]
-    (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    replace_text(folder / "table.md", table(rows) + "\n")
     save_figure(draw(rows, pipeline.generator.spec.num_scales), folder / "sweep.png")
     save_config(best.sampling, folder / "best.yaml")
     print(table(rows))

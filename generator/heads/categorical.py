@@ -109,9 +109,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 own.addmm_(chances.T, scaled[rows], beta=0 if rows.start == 0 else 1)
                 grad_bias[codes].addmv_(chances.T, gain[rows])
         grad_hidden.mul_(gain[:, None]).addcmul_(weight[tokens], grad_nll[:, None], value=-1)
-        grad_weight.index_add_(0, tokens, hidden * grad_nll[:, None], alpha=-1)
-        grad_bias.index_add_(0, tokens, grad_nll, alpha=-1)
+        _add_rows(grad_weight, tokens, hidden * -grad_nll[:, None])
+        _add_rows(grad_bias, tokens, -grad_nll)
         return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """`total[rows] += values`, rows repeating, by the form that each device sums in fixed order."""
+    if total.device.type == "cpu":
+        total.index_add_(0, rows, values)
+    else:
+        total.index_put_((rows,), values, accumulate=True)
 
 
 def _block_buffer(hidden: Tensor, weight: Tensor, chunk_size: int) -> Tensor:

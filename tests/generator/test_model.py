@@ -309,3 +309,6 @@ def test_a_cache_keeps_the_modulation_of_its_labels(name: str):
     scale(0, labels, cache)
     assert len(calls) == 3
     assert not torch.allclose(scale(1, labels, cache), kept, atol=1e-3)
+    labels.fill_(4)  # in place
+    scale(2, labels, cache)
+    assert len(calls) == 4

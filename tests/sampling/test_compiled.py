@@ -38,6 +38,7 @@ def pipeline() -> Pipeline:
 
 def test_compiled_blocks_draw_the_same(pipeline: Pipeline):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = copy.deepcopy(pipeline).compile(backend="eager")
     labels, seeds = [0, 1, 2, 1], [5, 6, 7, 8]
     before = [image.tobytes() for image in pipeline(labels, seeds, batch_size=2)]

@@ -1,5 +1,7 @@
 """Images while they grow."""
 
+import pytest
+import torch
 from PIL import Image
 
 from sampling.generate import SamplingConfig
@@ -7,8 +9,9 @@ from sampling.growth import EMPTY, enlarged, grow, sheet
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
-def test_images_grow_to_those_of_a_call():
-    pipeline, config = tiny_pipeline(), SamplingConfig(guidance_scale=2.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_images_grow_to_those_of_a_call(dtype: torch.dtype):
+    pipeline, config = tiny_pipeline().to(dtype=dtype), SamplingConfig(guidance_scale=2.0)
     growths = list(grow(pipeline, 1, [5, 6, 7], config, batch_size=2))
     assert [growth.scale for growth in growths] == [1, 2, 3, 1, 2, 3]
     assert [len(growth.images) for growth in growths] == [2, 2, 2, 3, 3, 3]

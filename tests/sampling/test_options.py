@@ -5,6 +5,7 @@ import pytest
 from sampling.generate import SamplingConfig
 from sampling.options import parse_label, parse_schedule, parse_seeds, parse_settings, schedule_text
 from sampling.pipeline import Pipeline, override
+from sampling.playground import class_choices
 from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
@@ -26,6 +27,23 @@ def test_too_many_seeds_are_refused_before_there_is_a_list_of_them():
     for text in ("0:5", "0:4,9", "0:1000000000000000"):
         with pytest.raises(ValueError, match=f"seeds '{text}' are more than 4 images"):
             parse_seeds(text, most=4)
+
+
+def test_an_empty_range_is_refused_beside_others():
+    with pytest.raises(ValueError, match=r"seeds '5,3:1': 3:1 is an empty range"):
+        parse_seeds("5,3:1")
+
+
+def test_every_choice_of_the_form_means_its_class():
+    pipeline = tiny_pipeline(names=("crane", "crane", "0", " 1 "))
+    values = [value for _, value in class_choices(pipeline)]
+    assert [parse_label(value, pipeline) for value in values] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["{? [1] : 2}", "[" * 2000])
+def test_hostile_yaml_is_a_value_error(text: str):
+    with pytest.raises(ValueError, match="not valid YAML"):
+        parse_schedule(text, "temperature")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def pixels(saved: list[tuple[str, str]]) -> list[bytes]:
 def test_the_form_starts_with_the_models_own_settings(pipeline: Pipeline):
     fields = Fields.of(pipeline)
     assert fields.settings == ["linear 1 2", "1", "", "", ""]
-    assert fields.classes == [("cat", "cat"), ("crane (1)", "1"), ("crane (2)", "2"), ("7", "7")]
+    assert fields.classes == [("cat", "cat"), ("crane (1)", "#1"), ("crane (2)", "#2"), ("7", "7")]
     assert fields.num_scales == 3
     assert "16 x 16 pixels · 3 scales 1, 2, 4 · 21 tokens of 75 codes · 131 bits" in fields.facts
     assert Fields.of(tiny_pipeline(names=())).classes[3] == ("3", "3")

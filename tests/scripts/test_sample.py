@@ -117,6 +117,7 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
         (["top_p=1.5"], r"top_p must be in \(0, 1\], got 1.5"),
         (["guidance_scale=[1, 2, 3]"], "guidance_scale lists 3 values, but there are 2 scales"),
         (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--batch-size", "-1", "--folder", "x"], "--batch-size must be at least 1, got -1"),
         (["--npz", "images.npz"], "there is none"),
         (["--keep-scales", "1"], "none given"),
     ],
