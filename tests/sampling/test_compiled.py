@@ -5,35 +5,14 @@ import copy
 import pytest
 import torch
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
 @pytest.fixture
 def pipeline() -> Pipeline:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
-            quantizer=FSQConfig(levels=(5, 3)),
-        )
-    )
-    config = GeneratorConfig(
-        depth=2, width=16, num_heads=2, num_classes=3, head=CategoricalHeadConfig()
-    )
-    generator = NextScaleGenerator(config, image_tokenizer.spec)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return Pipeline(image_tokenizer, generator, SamplingConfig(guidance_scale=1.5))
+    return tiny_pipeline((), SamplingConfig(guidance_scale=1.5), num_classes=3, depth=2)
 
 
 def test_compiled_blocks_draw_the_same(pipeline: Pipeline):

@@ -4,14 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.model import NextScaleGenerator
 from sampling.editing import edit, kept_tokens
 from sampling.generate import SamplingConfig, generate
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
+from tokenizer.model import ImageTokenizer
 from tokenizer.tokens import TokenSpec
 
 Models = tuple[NextScaleGenerator, ImageTokenizer]
@@ -21,23 +18,8 @@ LABELS, SEEDS = torch.tensor([0, 1, 2]), [4, 5, 6]
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
-            quantizer=FSQConfig(levels=(5, 5, 3)),
-        )
-    ).eval()
-    config = GeneratorConfig(
-        depth=1, width=16, num_heads=2, num_classes=3, head=CategoricalHeadConfig()
-    )
-    generator = NextScaleGenerator(config, image_tokenizer.spec).eval()
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return generator, image_tokenizer
+    pipeline = tiny_pipeline((), num_classes=3)
+    return pipeline.generator, pipeline.image_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from common.config import from_dict, load_config
 from common.data import DataConfig, ImageDataset, load_dataset
 from common.extractors import EfficientNetLite0Features
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling import evaluation
 from sampling.comparison import MetricsConfig
 from sampling.evaluation import EvaluationConfig, evaluate_generator
@@ -19,10 +16,7 @@ from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
 from sampling.sweep import SweepConfig, SweepFolder, SweepRow, SweepRun, describe, grid, sweep
 from sampling.sweep_report import draw, lines, table
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 
 DATA = DataConfig(path="digits", image_size=16, max_images=40)
 METRICS = MetricsConfig(
@@ -44,21 +38,7 @@ def dataset() -> ImageDataset:
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=4, encoder_blocks=1, groups=4),
-            quantizer=FSQConfig(levels=(5, 3)),
-        )
-    )
-    head = CategoricalHeadConfig()
-    sizes = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=10, head=head)
-    generator = NextScaleGenerator(sizes, image_tokenizer.spec)
-    for parameter in generator.parameters():  # guidance of an untrained head changes nothing
-        torch.nn.init.normal_(parameter, std=0.3)
-    return Pipeline(image_tokenizer, generator)
+    return tiny_pipeline((), num_classes=10, scales=(1, 2))
 
 
 def make_run(num_images: int = 20, **changes: Any) -> SweepRun:
@@ -153,7 +133,7 @@ def test_rows_of_another_model_or_evaluation_are_not_mixed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": (None, 16.0)}, r"sweep: top_k must be an integer in \[1, 15\], got 16"),
+        ({"top_k": (None, 76.0)}, r"sweep: top_k must be an integer in \[1, 75\], got 76"),
         ({"temperature": (1.0, -1.0)}, "sweep: temperature must be positive, got -1"),
         ({"guidance_scale": ((1.0, 2.0, 3.0),)}, "sweep: guidance_scale lists 3 values"),
         ({"guidance_scale": (2.0, (2.0, 2.0))}, r"sweep: .* draws what .* draws"),

@@ -15,19 +15,23 @@ from tokenizer.quantizers import FSQConfig
 def tiny_pipeline(
     names: tuple[str, ...] = ("cat", "crane", "crane", "7"),
     sampling: SamplingConfig | None = None,
+    *,
+    num_classes: int = 4,
+    scales: tuple[int, ...] = (1, 2, 4),
+    depth: int = 1,
 ) -> Pipeline:
-    """Random weights; four classes, 75 codes, 21 tokens an image."""
+    """Random weights; by default four classes, 75 codes, 21 tokens an image."""
     torch.manual_seed(0)
     image_tokenizer = ImageTokenizer(
         TokenizerConfig(
             image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
+            pyramid=PyramidConfig(scales=scales),
+            autoencoder=CNNConfig(channels=(8, 8), patch_size=8 // scales[-1], groups=4),
             quantizer=FSQConfig(levels=(5, 5, 3)),
         )
     )
     config = GeneratorConfig(
-        depth=1, width=16, num_heads=2, num_classes=4, head=CategoricalHeadConfig()
+        depth=depth, width=16, num_heads=2, num_classes=num_classes, head=CategoricalHeadConfig()
     )
     generator = NextScaleGenerator(config, image_tokenizer.spec, names)
     with torch.no_grad():

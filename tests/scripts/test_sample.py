@@ -5,38 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.model import NextScaleGenerator
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
 from scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=4, groups=4),
-            quantizer=FSQConfig(levels=(5, 3)),
-        )
-    )
-    config = GeneratorConfig(
-        depth=1, width=16, num_heads=2, num_classes=3, head=CategoricalHeadConfig()
-    )
-    return Pipeline(
-        image_tokenizer, NextScaleGenerator(config, image_tokenizer.spec, ("cat", "a/b", "2"))
-    )
+    return tiny_pipeline(("cat", "a/b", "2"), num_classes=3, scales=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +93,7 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
     [
         (["--labels", "cta"], "unknown class 'cta'; closest: cat"),
         (["--labels", "7"], r"labels must be in \[0, 3\]"),
-        (["top_k=16"], r"top_k must be an integer in \[1, 15\], got 16"),
+        (["top_k=76"], r"top_k must be an integer in \[1, 75\], got 76"),
         (["temperature=-1"], "temperature must be positive, got -1"),
         (["top_p=1.5"], r"top_p must be in \(0, 1\], got 1.5"),
         (["guidance_scale=[1, 2, 3]"], "guidance_scale lists 3 values, but there are 2 scales"),

@@ -5,19 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
 from sampling.generate import SamplingConfig
-from sampling.pipeline import Pipeline
 from scripts import evaluate_generator, sweep
 from scripts.sample import sampling_config
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluation" / "digits.yaml"
 OVERRIDES = [
@@ -33,22 +26,9 @@ OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=4, encoder_blocks=1, groups=4),
-            quantizer=FSQConfig(levels=(5, 3)),
-        )
-    )
-    head = CategoricalHeadConfig()
-    sizes = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=10, head=head)
-    generator = NextScaleGenerator(sizes, image_tokenizer.spec)
-    for parameter in generator.parameters():  # guidance of an untrained head changes nothing
-        torch.nn.init.normal_(parameter, std=0.3)
     path = tmp_path_factory.mktemp("models") / "pipeline"
-    Pipeline(image_tokenizer, generator, SamplingConfig(temperature=0.9)).save_pretrained(path)
+    sampling = SamplingConfig(temperature=0.9)
+    tiny_pipeline((), sampling, num_classes=10, scales=(1, 2)).save_pretrained(path)
     return path
 
 
