@@ -8,31 +8,28 @@ With centre crops the tokens of a run are those of the run that encodes images a
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from common.batches import RawBatch, hash_integers, uniform_from_keys
 from common.checkpoint import state_digest
 from common.cut import FLIP_STREAM
 from common.data import DataConfig, ImageDataset, load_dataset
+from common.files import replace_text
 from common.images import from_uint8
 from tokenizer.model import ImageTokenizer
+from tokenizer.token_shards import is_whole, read_shard, shard_file, write_shard
 
 PLAN_FILE = "cache.json"
 FORMAT = 1
 CROP_CHOICE_STREAM = 106
 """Names the random stream that picks one of several crops."""
-LARGEST_INT32 = 2**31
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,7 @@ def start_cache(folder: Path, plan: CachePlan) -> None:
     if (folder / PLAN_FILE).is_file():
         _check_same(folder, read_plan(folder), asdict(plan))
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / PLAN_FILE, json.dumps(asdict(plan), indent=2) + "\n")
+    replace_text(folder / PLAN_FILE, json.dumps(asdict(plan), indent=2) + "\n")
 
 
 def write_shards(
@@ -143,8 +139,8 @@ def write_shards(
     The tokenizer's device is used; autocast is the caller's.
     """
     for shard in range(rank, plan.num_shards, world_size):
-        file = _shard_file(folder, shard)
-        if _is_whole(file):
+        file = shard_file(folder, shard)
+        if is_whole(file):
             continue
         parts, labels = [], []
         images = plan.images_of(shard)
@@ -153,12 +149,8 @@ def write_shards(
             tokens, found = _encode(plan, image_tokenizer, dataset, indices)
             parts.append(tokens)
             labels.append(found)
-        small = max(plan.codebook_sizes) <= LARGEST_INT32
-        tokens = torch.cat(parts).to(torch.int32 if small else torch.int64)
-        temporary = file.with_suffix(f".{rank}.tmp")
-        save_file({"tokens": tokens, "labels": torch.cat(labels)}, temporary)
-        os.replace(temporary, file)
-        _write_whole(file.with_suffix(".sha256"), _checksum(file) + "\n")
+        largest = max(plan.codebook_sizes)
+        write_shard(file, torch.cat(parts), torch.cat(labels), largest_codebook=largest, rank=rank)
         yield shard
 
 
@@ -186,7 +178,7 @@ class TokenCache:
     def __init__(self, folder: Path, plan: CachePlan, *, flip: bool) -> None:
         self.plan = plan
         self._flip = flip
-        shards = [_read_shard(_shard_file(folder, shard)) for shard in range(plan.num_shards)]
+        shards = [read_shard(shard_file(folder, shard)) for shard in range(plan.num_shards)]
         self._tokens = [tokens for tokens, _ in shards]
         self.labels = torch.cat([labels for _, labels in shards])
 
@@ -217,7 +209,7 @@ class TokenCache:
             precision=precision,
         )
         _check_same(folder, found, asdict(plan))
-        missing = [s for s in range(plan.num_shards) if not _is_whole(_shard_file(folder, s))]
+        missing = [s for s in range(plan.num_shards) if not is_whole(shard_file(folder, s))]
         if missing:
             raise ValueError(
                 f"{folder}: {len(missing)} of {plan.num_shards} shards are missing or damaged, "
@@ -273,35 +265,3 @@ def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
     ]
     if differing:
         raise ValueError(f"{folder} holds tokens of something else: {'; '.join(differing)}")
-
-
-def _shard_file(folder: Path, shard: int) -> Path:
-    return folder / f"shard_{shard:05d}.safetensors"
-
-
-def _is_whole(file: Path) -> bool:
-    beside = file.with_suffix(".sha256")
-    return file.is_file() and beside.is_file() and beside.read_text().strip() == _checksum(file)
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_shard(file: Path) -> tuple[Tensor, Tensor]:
-    """Tokens and labels, paged in from the file when they are looked at."""
-    try:
-        with safe_open(file, framework="pt") as shard:
-            return shard.get_tensor("tokens"), shard.get_tensor("labels")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a shard of tokens: {error}") from error
-
-
-def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -1,0 +1,55 @@
+"""Shards of a token cache: one safetensors file each, with a checksum in a text file beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.files import replace_text
+
+LARGEST_INT32 = 2**31
+
+
+def shard_file(folder: Path, shard: int) -> Path:
+    """Where the shard of this number lies."""
+    return folder / f"shard_{shard:05d}.safetensors"
+
+
+def write_shard(
+    file: Path, tokens: Tensor, labels: Tensor, *, largest_codebook: int, rank: int
+) -> None:
+    """Writes tokens, in int32 where their codebooks allow it, labels, and last the checksum."""
+    dtype = torch.int32 if largest_codebook <= LARGEST_INT32 else torch.int64
+    temporary = file.with_suffix(f".{rank}.tmp")
+    save_file({"tokens": tokens.to(dtype), "labels": labels}, temporary)
+    os.replace(temporary, file)
+    replace_text(file.with_suffix(".sha256"), _checksum(file) + "\n")
+
+
+def read_shard(file: Path) -> tuple[Tensor, Tensor]:
+    """Tokens and labels, paged in from the file when they are looked at."""
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return shard.get_tensor("tokens"), shard.get_tensor("labels")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a shard of tokens: {error}") from error
+
+
+def is_whole(file: Path) -> bool:
+    """Whether the shard is there, and is what its checksum says."""
+    beside = file.with_suffix(".sha256")
+    return file.is_file() and beside.is_file() and beside.read_text().strip() == _checksum(file)
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
