@@ -3,13 +3,13 @@
 from sampling.editing import edit
 from sampling.generate import (
     Generated,
-    SamplingConfig,
     ScaleStep,
     generate,
     generate_progressively,
 )
 from sampling.guidance import var_guidance
 from sampling.pipeline import Pipeline
+from sampling.settings import SamplingConfig
 
 __all__ = [
     "Generated",

@@ -15,19 +15,27 @@ import torch
 
 from generator.blocks import Block
 from generator.model import NextScaleGenerator
+from sampling.twin import twin
 
 
-def compile_blocks(generator: NextScaleGenerator, backend: str = "inductor") -> None:
-    """Compiles a generator's blocks for sampling, in place, at their first calls.
+def compiled(generator: NextScaleGenerator, backend: str = "inductor") -> NextScaleGenerator:
+    """A twin over the same weights, whose blocks are compiled at their first calls.
 
     Args:
-        generator: its weights stay what they are, and its saved files too.
+        generator: stays as it is; saved files of the twin are the same.
         backend: of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
     """
     before: Callable[..., Any] = torch.compile(Block.before, dynamic=True, backend=backend)
     after: Callable[..., Any] = torch.compile(Block.after, dynamic=True, backend=backend)
-    for block in generator.blocks:
+    faster = twin(generator)
+    for block in faster.blocks:
         assert isinstance(block, Block)
         # In the instance: the class's methods, which others train with, stay uncompiled.
         block.before = partial(before, block)  # type: ignore[method-assign]
         block.after = partial(after, block)  # type: ignore[method-assign]
+    return faster
+
+
+def is_compiled(generator: NextScaleGenerator) -> bool:
+    """Whether this is a generator that `compiled` made, or a copy of one."""
+    return all("before" in vars(block) for block in generator.blocks)

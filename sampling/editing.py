@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor
 
 from generator.model import NextScaleGenerator
-from sampling.generate import Generated, SamplingConfig, generate
+from sampling.generate import Generated, generate
+from sampling.settings import SamplingConfig
 from tokenizer.model import ImageTokenizer
 from tokenizer.multiscale import PyramidState
 from tokenizer.tokens import TokenSpec

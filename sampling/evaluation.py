@@ -29,8 +29,8 @@ from sampling.comparison import (
     evaluate_images,
     measure_reference,
 )
-from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
+from sampling.settings import SamplingConfig
 
 __all__ = [
     "EvaluationConfig",

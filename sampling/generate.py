@@ -17,14 +17,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common.config import config_class
 from generator.heads import Head
 from generator.model import NextScaleGenerator, check_labels
 from sampling.guidance import num_paired_scales
 from sampling.logits import Candidates, best_candidates, min_p, top_p
 from sampling.low_precision import cast_generator
-from sampling.schedules import Schedule, resolve_schedule
 from sampling.seeds import SeededUniforms
+from sampling.settings import SamplingConfig, ScaleSettings
 from tokenizer.model import ImageTokenizer
 from tokenizer.multiscale import PyramidState
 from tokenizer.tokens import TokenPyramid, TokenSpec
@@ -34,82 +33,6 @@ MAX_LOGITS = 1 << 24
 
 # Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with.
 Revise = Callable[[PyramidState, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ScaleSettings:
-    """How one scale is drawn; see `SamplingConfig`."""
-
-    guidance_scale: float
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-
-    @property
-    def filters(self) -> bool:
-        """Whether some codes may be forbidden."""
-        return self.top_k is not None or self.top_p not in (None, 1.0) or bool(self.min_p)
-
-
-@config_class
-class SamplingConfig:
-    """How tokens are drawn; every field a number, a list with one entry per scale, or a ramp.
-
-    Args:
-        guidance_scale: s of s * conditional + (1 - s) * unconditional; 1 is none. For VAR's `cfg`
-            see `sampling.guidance.var_guidance`.
-        temperature: divides the guided logits.
-        top_k: keep the k best codes; fractional values of a ramp are rounded. None keeps all.
-        top_p: keep the best codes that hold this much probability. None keeps all.
-        min_p: keep codes at least this much as probable as the best one. None keeps all.
-    """
-
-    guidance_scale: Schedule = 1.0
-    temperature: Schedule = 1.0
-    top_k: Schedule | None = None
-    top_p: Schedule | None = None
-    min_p: Schedule | None = None
-
-    def resolve(self, spec: TokenSpec) -> tuple[ScaleSettings, ...]:
-        """Settings of each scale of a pyramid.
-
-        Raises:
-            ValueError: list of another length than the scales, temperature not above 0, top_p
-                outside (0, 1], min_p outside [0, 1], top_k not an integer in [1, number of codes].
-        """
-        count = spec.num_scales
-        guidance = resolve_schedule(self.guidance_scale, count, "guidance_scale")
-        temperature = resolve_schedule(self.temperature, count, "temperature")
-        if min(temperature) <= 0:
-            raise ValueError(f"temperature must be positive, got {min(temperature)}")
-        nucleus: Sequence[float | None] = (None,) * count
-        if self.top_p is not None:
-            nucleus = values = resolve_schedule(self.top_p, count, "top_p")
-            for value in values:
-                if not 0 < value <= 1:
-                    raise ValueError(f"top_p must be in (0, 1], got {value}")
-        relative: Sequence[float | None] = (None,) * count
-        if self.min_p is not None:
-            relative = values = resolve_schedule(self.min_p, count, "min_p")
-            for value in values:
-                if not 0 <= value <= 1:
-                    raise ValueError(f"min_p must be in [0, 1], got {value}")
-        kept: Sequence[int | None] = (None,) * count
-        if self.top_k is not None:
-            kept = self._resolve_top_k(self.top_k, spec)
-        rows = zip(guidance, temperature, kept, nucleus, relative, strict=True)
-        return tuple(ScaleSettings(*row) for row in rows)
-
-    @staticmethod
-    def _resolve_top_k(schedule: Schedule, spec: TokenSpec) -> tuple[int, ...]:
-        values = resolve_schedule(schedule, spec.num_scales, "top_k")
-        is_ramp = not isinstance(schedule, (int, float, tuple, list))
-        num_codes = max(spec.codebook_sizes)
-        for value in values:
-            if not 1 <= round(value) <= num_codes or not (is_ramp or value == round(value)):
-                raise ValueError(f"top_k must be an integer in [1, {num_codes}], got {value:g}")
-        return tuple(round(value) for value in values)
 
 
 @dataclass(frozen=True)

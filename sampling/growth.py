@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from common.images import from_pil, make_grid, to_pil
-from sampling.generate import SamplingConfig, generate_progressively
+from sampling.generate import generate_progressively
 from sampling.pipeline import GROUP, Pipeline
+from sampling.settings import SamplingConfig
 
 EMPTY = (224, 224, 224)  # the grey of images still to come
 SMALLEST = 256  # pixels that a single image is enlarged to

@@ -6,7 +6,6 @@ there are scales. The numbers are the same.
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from generator.blocks import Block
 from generator.model import NextScaleGenerator
+from sampling.twin import twin
 
 
 def cast_generator(generator: NextScaleGenerator) -> NextScaleGenerator:
@@ -25,11 +25,10 @@ def cast_generator(generator: NextScaleGenerator) -> NextScaleGenerator:
     if not torch.is_autocast_enabled(kind):
         return generator
     dtype = torch.get_autocast_dtype(kind)
-    shared = [*generator.parameters(), *generator.buffers(), generator._flex_masks]
-    twins: dict[int, object] = {id(part): part for part in shared}
+    cast_weights = []
     for block in generator.blocks:
         attention, mlp = cast("Block", block).attention, cast("Block", block).mlp
         for linear in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2):
             weight = linear.weight.detach().to(dtype)
-            twins[id(linear.weight)] = nn.Parameter(weight, requires_grad=False)
-    return copy.deepcopy(generator, twins)
+            cast_weights.append((linear.weight, nn.Parameter(weight, requires_grad=False)))
+    return twin(generator, cast_weights)

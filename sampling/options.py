@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.config import load_config, read_yaml_text
-from sampling.generate import SamplingConfig
-from sampling.pipeline import Pipeline, override
+from sampling.pipeline import Pipeline
 from sampling.schedules import Schedule
+from sampling.settings import SamplingConfig, override
 
 RAMPS = ("linear", "cosine", "power")
 

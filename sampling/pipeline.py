@@ -23,16 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import atomic_folder, download_folder, state_digest
-from common.config import from_dict, to_dict
+from common.config import to_dict
+from common.files import replace_text
 from common.images import from_pil, from_uint8, to_pil
 from generator.model import NextScaleGenerator
-from sampling.compiled import compile_blocks
+from sampling.compiled import compiled, is_compiled
 from sampling.editing import edit
-from sampling.generate import Generated, SamplingConfig, check_specs, generate
+from sampling.generate import Generated, check_specs, generate
 from sampling.model_card import TRAINING_FILE, model_card, read_training
+from sampling.settings import SETTINGS_FILE, SamplingConfig, override, read_settings, save_settings
 from tokenizer.model import ImageTokenizer
 
-SAMPLING_FILE = "sampling.json"
 CARD_FILE = "README.md"
 
 # Larger groups are faster an image (10-40 % on a CPU), but a single image costs a whole group.
@@ -65,7 +66,6 @@ class Pipeline:
         self.sampling = sampling or SamplingConfig()
         self.training = training or {}
         self.dtype = torch.float32
-        self.is_compiled = False
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Pipeline:
@@ -78,15 +78,14 @@ class Pipeline:
         folder = Path(source)
         names = (ImageTokenizer.folder_name, NextScaleGenerator.folder_name)
         if not folder.is_dir():
-            patterns = [SAMPLING_FILE, TRAINING_FILE, *(f"{name}/*" for name in names)]
+            patterns = [SETTINGS_FILE, TRAINING_FILE, *(f"{name}/*" for name in names)]
             folder = Path(download_folder(str(source), patterns=patterns, revision=revision))
         for name in names:
             if not (folder / name).is_dir():
                 raise ValueError(f"{folder} is not a pipeline folder: {name}/ is missing")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / names[0])
         generator = NextScaleGenerator.from_pretrained(folder / names[1])
-        sampling = _read_sampling(folder / SAMPLING_FILE)
-        return cls(image_tokenizer, generator, sampling, read_training(folder))
+        return cls(image_tokenizer, generator, read_settings(folder), read_training(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a pipeline folder.
@@ -98,11 +97,12 @@ class Pipeline:
         with atomic_folder(path) if not path.exists() else nullcontext(path) as target:
             self.image_tokenizer.save_pretrained(target / self.image_tokenizer.folder_name)
             self.generator.save_pretrained(target / self.generator.folder_name)
-            _write(target / SAMPLING_FILE, json.dumps(to_dict(self.sampling), indent=2) + "\n")
+            save_settings(self.sampling, target)
             if self.training:
-                _write(target / TRAINING_FILE, json.dumps(self.training, indent=2) + "\n")
+                text = json.dumps(self.training, indent=2)
+                replace_text(target / TRAINING_FILE, text + "\n")
             if not (target / CARD_FILE).exists():
-                _write(target / CARD_FILE, self.model_card())
+                replace_text(target / CARD_FILE, self.model_card())
 
     def model_card(self) -> str:
         """Markdown: architecture, classes, settings, and what is known of data and metrics."""
@@ -142,13 +142,16 @@ class Pipeline:
         return self
 
     def compile(self, backend: str = "inductor") -> Pipeline:
-        """Compiles the generator's blocks for sampling, in place; see `sampling.compiled`.
+        """Goes on with a generator of compiled blocks; see `sampling.compiled`.
 
         The first images take the compiler's time. Rounding differs from that of eager blocks.
         """
-        compile_blocks(self.generator, backend)
-        self.is_compiled = True
+        self.generator = compiled(self.generator, backend)
         return self
+
+    @property
+    def is_compiled(self) -> bool:
+        return is_compiled(self.generator)
 
     @property
     def device(self) -> torch.device:
@@ -288,37 +291,8 @@ def _groups(count: int, size: int) -> Iterator[tuple[list[int], int]]:
         yield [min(i, count - 1) for i in range(start, start + size)], min(size, count - start)
 
 
-def override(config: SamplingConfig, overrides: dict[str, Any]) -> SamplingConfig:
-    """A config with some fields replaced by plain values (numbers, lists, dicts) or ramps.
-
-    Raises:
-        ValueError: unknown field, or a value of the wrong type.
-    """
-    plain = {
-        name: to_dict(value) if hasattr(value, "__pydantic_fields__") else value
-        for name, value in overrides.items()
-    }
-    return from_dict(SamplingConfig, {**to_dict(config), **plain})
-
-
 def _known(names: Sequence[str]) -> str:
     if not names:
         return "this model has no class names, give numbers"
     shown = ", ".join(names[:20])
     return f"known: {shown}" + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
-
-
-def _read_sampling(path: Path) -> SamplingConfig | None:
-    if not path.is_file():
-        return None
-    try:
-        return from_dict(SamplingConfig, json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file whole."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)

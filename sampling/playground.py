@@ -16,7 +16,6 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from common.config import to_dict
-from sampling.generate import SamplingConfig
 from sampling.growth import enlarged, grow, sheet
 from sampling.image_files import save_png
 from sampling.options import (
@@ -29,6 +28,7 @@ from sampling.options import (
 )
 from sampling.pipeline import Pipeline
 from sampling.reconstruction import reconstruct, tokens_text
+from sampling.settings import SamplingConfig
 from sampling.uploads import fit_square, open_upload, painted_mask
 
 MAX_IMAGES = 64

@@ -7,7 +7,8 @@ from PIL import Image
 
 from common.images import make_grid
 from generator.model import NextScaleGenerator
-from sampling.generate import SamplingConfig, generate
+from sampling.generate import generate
+from sampling.settings import SamplingConfig
 from tokenizer.model import ImageTokenizer
 
 

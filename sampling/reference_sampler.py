@@ -24,8 +24,9 @@ from generator.heads.brick_tables import NUM_VALUES
 from generator.heads.categorical import CategoricalHead
 from generator.heads.lattice import LatticeHead
 from generator.model import NextScaleGenerator
-from sampling.generate import Generated, SamplingConfig, ScaleSettings
+from sampling.generate import Generated
 from sampling.seeds import SeededUniforms
+from sampling.settings import SamplingConfig, ScaleSettings
 from tokenizer.lattices import leech
 from tokenizer.model import ImageTokenizer
 from tokenizer.tokens import TokenPyramid

@@ -7,7 +7,6 @@ take: every product of a sampling run, of the same shapes with the same weights,
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,12 +19,13 @@ from common.timing import Clock, Run, interleaved, median_ratio, peak_bytes_of, 
 from generator.heads import CategoricalHeadConfig, HeadConfig, LatticeHeadConfig
 from generator.model import NextScaleGenerator
 from generator.presets import preset
-from sampling.compiled import compile_blocks
-from sampling.generate import SamplingConfig, generate
+from sampling.compiled import compiled
+from sampling.generate import generate
 from sampling.guidance import num_paired_scales, var_guidance
 from sampling.pipeline import Pipeline
 from sampling.reference_sampler import ReferenceSampler
 from sampling.schedules import LinearRamp
+from sampling.settings import SamplingConfig
 from tokenizer.cnn import CNNConfig
 from tokenizer.lattices import leech
 from tokenizer.model import ImageTokenizer, TokenizerConfig
@@ -163,9 +163,7 @@ def _samplers(
         samplers[REFERENCE] = lambda: reference(labels, seeds).tokens.indices
     models = {"": generator}
     if backend is not None:
-        shared = {id(tensor): tensor for tensor in (*generator.parameters(), *generator.buffers())}
-        models[", compiled"] = copy.deepcopy(generator, shared)
-        compile_blocks(models[", compiled"], backend)
+        models[", compiled"] = compiled(generator, backend)
     for suffix, model in models.items():
         for name, dtype in DTYPES.items():
             samplers[f"generate, {name}{suffix}"] = partial(ours, model, dtype)

@@ -28,9 +28,9 @@ from sampling.evaluation import (
     EvaluationRun,
     GeneratorEvaluator,
 )
-from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from sampling.schedules import ConstantRamp, PowerRamp, Schedule
+from sampling.settings import SamplingConfig
 from tokenizer.tokens import TokenSpec
 
 FIELDS = ("guidance_scale", "top_k", "top_p", "min_p", "temperature")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from sampling.compiled import is_compiled
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from tests.sampling.tiny_pipeline import tiny_pipeline
@@ -29,3 +30,12 @@ def test_compiled_blocks_draw_the_same(pipeline: Pipeline):
     assert (pipeline.is_compiled, compiled.is_compiled) == (False, True)
     saved, expected = compiled.generator.state_dict(), pipeline.generator.state_dict()
     assert list(saved) == list(expected)
+
+
+def test_the_generator_that_was_given_stays_eager(pipeline: Pipeline):
+    given = pipeline.generator
+    assert pipeline.compile(backend="eager") is pipeline
+    assert pipeline.is_compiled
+    assert not is_compiled(given)
+    pairs = zip(given.parameters(), pipeline.generator.parameters(), strict=True)
+    assert all(one is other for one, other in pairs)
