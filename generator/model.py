@@ -10,10 +10,9 @@ Shapes: B images, L tokens of a pyramid, n tokens of a call, C code channels, W 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,59 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import PretrainedModel
-from common.config import config_class, from_dict, to_dict
+from common.config import from_dict, to_dict
 from generator.adaln import modulate
 from generator.blocks import Block, Vectors
 from generator.cache import KVCache, Modulation
-from generator.embeddings import RopeGrid, rope_table
-from generator.heads import HeadConfig, LatticeHeadConfig, build_head
+from generator.config import GeneratorConfig
+from generator.embeddings import rope_table
+from generator.heads import build_head
+from generator.initialization import initialize
 from generator.masks import block_causal_mask, flex_block_mask, scale_ids, wants_flex_attention
 from tokenizer.tokens import TokenSpec
-
-
-@config_class
-class GeneratorConfig:
-    """Everything that fixes a generator's shape, next to the `TokenSpec`.
-
-    `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma;
-    VAR lowers the second with depth.
-
-    Raises:
-        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot
-        split.
-    """
-
-    depth: int
-    width: int
-    num_heads: int
-    num_classes: int
-    head: HeadConfig = LatticeHeadConfig()
-    mlp_ratio: float = 4.0
-    position: Literal["rope2d", "learned"] = "rope2d"
-    rope_theta: float = 10_000.0
-    rope_grid: RopeGrid = "centers"
-    adaln: Literal["shared", "per_block"] = "per_block"
-    qk_norm: bool = True
-    drop_path: float = 0.0
-    adaln_init: float = 1e-3
-    gamma_init: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "width", "num_heads", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
-        head_dim = self.width // self.num_heads
-        if self.position == "rope2d" and head_dim % 4:
-            raise ValueError(
-                f"rope2d needs width / num_heads divisible by 4, got "
-                f"{self.width} / {self.num_heads} = {head_dim}"
-            )
-        if self.rope_theta <= 0:
-            raise ValueError(f"rope_theta must be above 0, got {self.rope_theta}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
 
 class NextScaleGenerator(PretrainedModel):
@@ -138,7 +94,7 @@ class NextScaleGenerator(PretrainedModel):
             for i in range(config.depth)
         )
         self.head_adaln = nn.Linear(width, 2 * width)
-        self._initialize()
+        initialize(self)
         self.head = build_head(config.head, width, spec)
 
     @property
@@ -301,39 +257,6 @@ class NextScaleGenerator(PretrainedModel):
         if device not in self._flex_masks:
             self._flex_masks[device] = flex_block_mask(self.spec, device)
         return self._flex_masks[device]
-
-    @torch.no_grad()
-    def _initialize(self) -> None:
-        """VAR's initial weights (reference code, `init_weights`)."""
-        config = self.config
-        std = math.sqrt(1 / (3 * config.width))
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for table in (self.start, self.position_table):
-            if table is not None:
-                nn.init.trunc_normal_(table, std=std)
-        self.head_adaln.weight.mul_(config.adaln_init)
-        if self.shared_adaln is not None:
-            self._scale_adaln(self.shared_adaln.weight)
-        residual = 1 / math.sqrt(2 * config.depth)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attention.proj.weight.mul_(residual)
-            block.mlp.fc2.weight.mul_(residual)
-            if block.adaln is not None:
-                self._scale_adaln(block.adaln.weight)
-            elif block.adaln_table is not None:
-                nn.init.normal_(block.adaln_table, std=config.width**-0.5)
-                self._scale_adaln(block.adaln_table)
-
-    def _scale_adaln(self, weight: Tensor) -> None:
-        """Shrinks the gamma rows (first third) and the scale and shift rows."""
-        third = weight.shape[0] // 3
-        weight[:third].mul_(self.config.gamma_init)
-        weight[third:].mul_(self.config.adaln_init)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

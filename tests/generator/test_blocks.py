@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from common.matrix_optimizers import parameter_roles
 from generator.adaln import modulate
-from generator.blocks import Attention, Block, FeedForward, attend
+from generator.blocks import Attention, Block, DropPath, FeedForward, attend
 from generator.masks import block_causal_mask
 from tokenizer.tokens import TokenSpec
 
@@ -83,3 +83,13 @@ def test_gamma_gates_the_residual_branches(shared: bool):
         zeros = torch.zeros(3, 1, 16)
         expected = x + block.attention(modulate(x, zeros, zeros), None, None, None)
     assert torch.allclose(changed, expected, atol=1e-6)
+
+
+def test_drop_path_keeps_the_mean():
+    drop = DropPath(0.25)
+    gamma = torch.randn(4000, 1, 2)
+    found = drop(gamma) / gamma
+    assert torch.allclose(found[found != 0], torch.tensor(4 / 3))
+    assert torch.equal(found[..., 0] == 0, found[..., 1] == 0)
+    assert found.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(gamma), gamma)

@@ -1,0 +1,54 @@
+"""Settings of a generator's network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from common.config import config_class
+from generator.embeddings import RopeGrid
+from generator.heads import HeadConfig, LatticeHeadConfig
+
+
+@config_class
+class GeneratorConfig:
+    """Everything that fixes a generator's shape, next to the `TokenSpec`.
+
+    `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma;
+    VAR lowers the second with depth.
+
+    Raises:
+        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot
+        split.
+    """
+
+    depth: int
+    width: int
+    num_heads: int
+    num_classes: int
+    head: HeadConfig = LatticeHeadConfig()
+    mlp_ratio: float = 4.0
+    position: Literal["rope2d", "learned"] = "rope2d"
+    rope_theta: float = 10_000.0
+    rope_grid: RopeGrid = "centers"
+    adaln: Literal["shared", "per_block"] = "per_block"
+    qk_norm: bool = True
+    drop_path: float = 0.0
+    adaln_init: float = 1e-3
+    gamma_init: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "num_heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
+        head_dim = self.width // self.num_heads
+        if self.position == "rope2d" and head_dim % 4:
+            raise ValueError(
+                f"rope2d needs width / num_heads divisible by 4, got "
+                f"{self.width} / {self.num_heads} = {head_dim}"
+            )
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta must be above 0, got {self.rope_theta}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
