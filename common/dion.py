@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from common.batches import hash_integer
-from common.orthonormal import Orthonormalization, Rows, orthonormal_columns
+from common.orthonormal import Orthonormalization, orthonormal_columns
+from common.row_matrix import RowMatrix, local_part
 
 ALGORITHMS = ("dion", "lion", "adamw")
 NORM_EPSILON = 1e-8
@@ -126,15 +126,15 @@ class Dion(torch.optim.Optimizer):
         self, parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any], place: int
     ) -> None:
         """One power iteration, error feedback and step; equal to algorithm 1 of the paper."""
-        matrix = _Matrix.of(parameter)
+        matrix = RowMatrix.of(parameter)
         tall, wide = matrix.tall, matrix.wide
         if "momentum" not in state:
             shape = (matrix.rows.count, matrix.num_inputs)
             momentum = torch.zeros(shape, dtype=matrix.dtype, device=parameter.device)
             state["momentum"] = matrix.as_rows(momentum)
             state["Q"] = self._random_basis(matrix, group, state, place)
-        momentum, basis = _local(state["momentum"]), _local(state["Q"])
-        gradient = _local(parameter.grad).reshape(momentum.shape).to(momentum.dtype)
+        momentum, basis = local_part(state["momentum"]), local_part(state["Q"])
+        gradient = local_part(parameter.grad).reshape(momentum.shape).to(momentum.dtype)
         momentum.add_(gradient)
         oriented = momentum.T if matrix.is_transposed else momentum  # (m, n), m >= n
         # Zero momentum (a gate that starts at zero) has no directions to normalise.
@@ -150,12 +150,12 @@ class Dion(torch.optim.Optimizer):
         basis.copy_(right / (norms + NORM_EPSILON))
         update = basis @ left.T if matrix.is_transposed else left @ basis.T
         scale = group["lr"] * math.sqrt(matrix.rows.total / matrix.num_inputs)
-        weight = _local(parameter)
+        weight = local_part(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(update.view(weight.shape).to(weight.dtype), alpha=-scale)
 
     def _random_basis(
-        self, matrix: _Matrix, group: dict[str, Any], state: dict[str, Any], place: int
+        self, matrix: RowMatrix, group: dict[str, Any], state: dict[str, Any], place: int
     ) -> Tensor:
         """Q before the first step: Gaussian, made on the CPU so that it is one for all devices."""
         smaller = min(matrix.rows.total, matrix.num_inputs)
@@ -193,97 +193,14 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError(f"dion is for tensors of two or more dimensions, got shape {shapes[0]}")
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """A parameter as `(out, in)` of which this process holds rows, whole if it is no DTensor.
-
-    The update runs on the orientation (m, n) with m >= n; `tall` are the m rows, `wide` the n.
-    """
-
-    parameter: nn.Parameter
-    rows: Rows  # of `out`
-    num_inputs: int
-
-    @classmethod
-    def of(cls, parameter: nn.Parameter) -> _Matrix:
-        total = parameter.shape[0]
-        num_inputs = parameter.numel() // total
-        if not isinstance(parameter, DTensor):
-            return cls(parameter, Rows.all(total), num_inputs)
-        mesh = parameter.device_mesh
-        sharded = [axis for axis, how in enumerate(parameter.placements) if how != Replicate()]
-        if not sharded:
-            return cls(parameter, Rows.all(total), num_inputs)
-        if len(sharded) > 1 or parameter.placements[sharded[0]] != Shard(0):
-            raise ValueError(
-                f"dion works on rows: placements must be one Shard(0) and Replicate, got "
-                f"{parameter.placements}"
-            )
-        most = math.ceil(total / mesh.size(sharded[0]))
-        start = min(total, mesh.get_local_rank(sharded[0]) * most)
-        count = min(most, total - start)
-        rows = Rows(start, count, total, most, mesh.get_group(sharded[0]))
-        return cls(parameter, rows, num_inputs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.promote_types(self.parameter.dtype, torch.float32)
-
-    @property
-    def is_transposed(self) -> bool:
-        return self.rows.total < self.num_inputs
-
-    @property
-    def tall(self) -> Rows:
-        return Rows.all(self.num_inputs) if self.is_transposed else self.rows
-
-    @property
-    def wide(self) -> Rows:
-        return self.rows if self.is_transposed else Rows.all(self.num_inputs)
-
-    def as_rows(self, local: Tensor) -> Tensor:
-        """State whose rows lie where the parameter's do."""
-        if not isinstance(self.parameter, DTensor):
-            return local
-        return self._distribute(local, self.rows.total, self.parameter.placements)
-
-    def as_replica(self, local: Tensor) -> Tensor:
-        """State that every process holds whole."""
-        if not isinstance(self.parameter, DTensor):
-            return local
-        everywhere = tuple(Replicate() for _ in self.parameter.placements)
-        return self._distribute(local, len(local), everywhere)
-
-    def _distribute(
-        self, local: Tensor, num_rows: int, placements: tuple[Placement, ...]
-    ) -> Tensor:
-        assert isinstance(self.parameter, DTensor)
-        width = local.shape[1]
-        distributed: Tensor = DTensor.from_local(
-            local.contiguous(),
-            self.parameter.device_mesh,
-            placements,
-            shape=torch.Size((num_rows, width)),
-            stride=(width, 1),
-        )
-        return distributed
-
-
 def _like_parameter(parameter: nn.Parameter, name: str, state: Tensor) -> Tensor:
     """Lays out a whole state tensor as the sharded parameter wants it."""
     if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
         return state
     placements = parameter.placements
-    if name == "Q" and not _Matrix.of(parameter).is_transposed:
+    if name == "Q" and not RowMatrix.of(parameter).is_transposed:
         placements = tuple(Replicate() for _ in placements)
     return distribute_tensor(state, parameter.device_mesh, placements, src_data_rank=None)
-
-
-def _local(x: Tensor | None) -> Tensor:
-    """What this process holds of `x`; writing to it writes to `x`."""
-    assert x is not None
-    local: Tensor = x.to_local() if isinstance(x, DTensor) else x
-    return local
 
 
 def _moment(parameter: nn.Parameter, state: dict[str, Any], name: str) -> Tensor:
@@ -291,13 +208,13 @@ def _moment(parameter: nn.Parameter, state: dict[str, Any], name: str) -> Tensor
     if name not in state:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         state[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return _local(state[name])
+    return local_part(state[name])
 
 
 def _lion(parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]) -> None:
     """Lion (arXiv 2302.06675): the sign of an interpolated momentum."""
     momentum = _moment(parameter, state, "momentum")
-    weight, gradient = _local(parameter), _local(parameter.grad).to(momentum.dtype)
+    weight, gradient = local_part(parameter), local_part(parameter.grad).to(momentum.dtype)
     beta_1, beta_2 = group["betas"]
     direction = momentum.lerp(gradient, 1 - beta_1).sign_()
     weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -308,7 +225,7 @@ def _lion(parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any])
 def _adamw(parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]) -> None:
     """AdamW (arXiv 1711.05101)."""
     mean, square = _moment(parameter, state, "mean"), _moment(parameter, state, "square")
-    weight, gradient = _local(parameter), _local(parameter.grad).to(mean.dtype)
+    weight, gradient = local_part(parameter), local_part(parameter.grad).to(mean.dtype)
     beta_1, beta_2 = group["betas"]
     step = int(state["step"]) + 1
     mean.lerp_(gradient, 1 - beta_1)
