@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.model import NextScaleGenerator
 from sampling.generate import SamplingConfig, generate, generate_progressively
 from sampling.guidance import var_guidance
 from sampling.logits import categorical_sample, top_k, top_p
 from sampling.schedules import LinearRamp
 from sampling.seeds import SeededUniforms
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
+from tests.sampling.tiny_pipeline import CODES, SHAPE, tiny_pipeline
+from tokenizer.model import ImageTokenizer
 from tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, QuantizerConfig
 from tokenizer.tokens import TokenPyramid
 
@@ -27,28 +26,17 @@ MODULE = import_module("sampling.generate")
 Models = tuple[NextScaleGenerator, ImageTokenizer]
 
 
-def make(quantizer: QuantizerConfig, head: LatticeHeadConfig | CategoricalHeadConfig) -> Models:
-    """An untrained pair with every weight disturbed, so that classes and positions matter."""
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
-            quantizer=quantizer,
-        )
-    ).eval()
-    config = GeneratorConfig(depth=2, width=32, num_heads=4, num_classes=5, head=head)
-    generator = NextScaleGenerator(config, image_tokenizer.spec).eval()
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return generator, image_tokenizer
+def make(
+    quantizer: QuantizerConfig = CODES,
+    head: LatticeHeadConfig | CategoricalHeadConfig = SHAPE.head,
+) -> Models:
+    pipeline = tiny_pipeline((), quantizer=quantizer, head=head, num_classes=5, depth=2)
+    return pipeline.generator, pipeline.image_tokenizer
 
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    return make(FSQConfig(levels=(5, 5, 3)), CategoricalHeadConfig())
+    return make()
 
 
 LABELS = torch.tensor([0, 3, 4, 1, 0, 2, 3, 3])
@@ -214,7 +202,7 @@ def test_lattice_head_with_and_without_filters():
 @pytest.mark.parametrize("top", [None, 3])
 def test_several_codebooks(top: int | None):
     quantizer = GSQConfig(dim=6, groups=2, codebook_size=8)
-    models = make(quantizer, CategoricalHeadConfig())
+    models = make(quantizer)
     config = SamplingConfig(guidance_scale=2.0, top_k=top, top_p=0.9 if top else None)
     generated = generate(*models, LABELS, SEEDS, config)
     assert generated.tokens.indices.shape == (8, 21, 2)
@@ -287,7 +275,7 @@ def test_bad_calls(models: Models):
         generate(*models, torch.tensor([0, 1]), [1, 2, 3])
     with pytest.raises(ValueError, match="B at least 1"):
         generate(*models, torch.tensor([], dtype=torch.int64), [])
-    other = make(FSQConfig(levels=(5, 3, 3)), CategoricalHeadConfig())
+    other = make(FSQConfig(levels=(5, 3, 3)))
     with pytest.raises(ValueError, match=r"\(45,\).*\(75,\)"):
         generate(models[0], other[1], LABELS, SEEDS)
     dropping = NextScaleGenerator(replace(models[0].config, drop_path=0.1), models[0].spec)

@@ -9,37 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.model import NextScaleGenerator
 from sampling.generate import SamplingConfig, generate
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 from tokenizer.quantizers import FSQConfig
 
 NAMES = ("cat", "dog", "tree frog")
 
 
 def make(levels: tuple[int, ...] = (5, 3), names: tuple[str, ...] = NAMES) -> Pipeline:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
-            quantizer=FSQConfig(levels=levels),
-        )
+    sampling = SamplingConfig(guidance_scale=1.5)
+    return tiny_pipeline(
+        names, sampling, quantizer=FSQConfig(levels=levels), num_classes=3, depth=2
     )
-    config = GeneratorConfig(
-        depth=2, width=16, num_heads=2, num_classes=3, head=CategoricalHeadConfig()
-    )
-    generator = NextScaleGenerator(config, image_tokenizer.spec, names)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return Pipeline(image_tokenizer, generator, SamplingConfig(guidance_scale=1.5))
 
 
 @pytest.fixture(scope="module")

@@ -2,54 +2,36 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
+from generator.heads import LatticeHeadConfig
 from sampling.generate import SamplingConfig, generate
 from sampling.pipeline import Pipeline
 from sampling.reference_sampler import ReferenceSampler, output_layers
 from sampling.sample_benchmark import compare, matrix_products, report
 from sampling.schedules import LinearRamp
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig, LeechConfig, QuantizerConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
+from tokenizer.quantizers import LeechConfig
 
 SAMPLING = SamplingConfig(guidance_scale=LinearRamp(start=1.0, end=2.5), top_k=40, top_p=0.9)
-CONFIG = GeneratorConfig(
-    depth=2, width=32, num_heads=4, num_classes=5, head=CategoricalHeadConfig()
-)
-SHAPES = {
-    "infinity": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, adaln="shared")),
-    "var": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, position="learned")),
-    "plain": (FSQConfig(levels=(5, 5, 3)), replace(CONFIG, qk_norm=False)),
-    "lattice": (LeechConfig(), replace(CONFIG, head=LatticeHeadConfig())),
+SHAPES: dict[str, dict[str, Any]] = {
+    "infinity": {"adaln": "shared"},
+    "var": {"position": "learned"},
+    "plain": {"qk_norm": False},
+    "lattice": {"quantizer": LeechConfig(), "head": LatticeHeadConfig()},
 }
 
 
-def make(quantizer: QuantizerConfig, config: GeneratorConfig) -> Pipeline:
-    torch.manual_seed(0)
-    image_tokenizer = ImageTokenizer(
-        TokenizerConfig(
-            image_size=16,
-            pyramid=PyramidConfig(scales=(1, 2, 4)),
-            autoencoder=CNNConfig(channels=(8, 8), patch_size=2, groups=4),
-            quantizer=quantizer,
-        )
-    )
-    generator = NextScaleGenerator(config, image_tokenizer.spec)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return Pipeline(image_tokenizer, generator, SAMPLING)
+def make(name: str, **changes: Any) -> Pipeline:
+    return tiny_pipeline((), SAMPLING, depth=2, num_classes=5, **{**SHAPES[name], **changes})
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_generate_draws_the_tokens_of_the_reference(name: str):
-    pipeline = make(*SHAPES[name])
+    pipeline = make(name)
     parts = pipeline.generator, pipeline.image_tokenizer
     labels, seeds = torch.tensor([0, 3]), [5, 6]
     reference = ReferenceSampler(*parts, SAMPLING)(labels, seeds)
@@ -61,15 +43,14 @@ def test_generate_draws_the_tokens_of_the_reference(name: str):
 
 
 def test_the_reference_refuses_heads_without_one_output_layer():
-    quantizer, config = SHAPES["lattice"]
-    mixture = replace(config, head=LatticeHeadConfig(num_mixtures=2))
+    mixture = make("lattice", head=LatticeHeadConfig(num_mixtures=2))
     with pytest.raises(ValueError, match="no logits of this LatticeHead"):
-        output_layers(make(quantizer, mixture).generator)
+        output_layers(mixture.generator)
 
 
 def test_products_are_those_of_a_run():
-    pipeline = make(*SHAPES["plain"])
-    width, length, lengths = 32, 21, (1, 4, 16)
+    pipeline = make("plain")
+    width, length, lengths = 16, 21, (1, 4, 16)
     blocks = 2 * 12 * width * width * 2 * length  # guided: both halves of the batch, two layers
     attention = sum(2 * 2 * width * 2 * n * sum(lengths[: k + 1]) for k, n in enumerate(lengths))
     head, adaln = 75 * width * length, 2 * width * (2 * 6 * width + 2 * width)
@@ -78,7 +59,7 @@ def test_products_are_those_of_a_run():
 
 
 def test_report_has_a_line_per_sampler():
-    pipeline = make(*SHAPES["plain"])
+    pipeline = make("plain")
     lines = list(report(pipeline, 1, 1, time.perf_counter, compiled=False))
     assert "GFLOP an image" in lines[0]
     rows = {line[:16].strip(): line for line in lines[2:]}
@@ -87,7 +68,7 @@ def test_report_has_a_line_per_sampler():
 
 
 def test_the_reference_runs_only_where_its_logits_fit(monkeypatch: pytest.MonkeyPatch):
-    pipeline = make(*SHAPES["plain"])
+    pipeline = make("plain")
     monkeypatch.setattr("sampling.sample_benchmark.MOST_LOGITS", 10)
     timings = compare(pipeline, 2, repeats=1, clock=time.perf_counter, backend=None)
     assert [timing.sampler for timing in timings] == ["generate, fp32", "generate, bf16"]

@@ -1,5 +1,8 @@
 """A pipeline of 16-pixel images and three scales that computes in milliseconds."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from generator.heads import CategoricalHeadConfig
@@ -9,30 +12,35 @@ from sampling.pipeline import Pipeline
 from tokenizer.cnn import CNNConfig
 from tokenizer.model import ImageTokenizer, TokenizerConfig
 from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from tokenizer.quantizers import FSQConfig, QuantizerConfig
+
+CODES = FSQConfig(levels=(5, 5, 3))
+SHAPE = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=4, head=CategoricalHeadConfig())
 
 
 def tiny_pipeline(
     names: tuple[str, ...] = ("cat", "crane", "crane", "7"),
     sampling: SamplingConfig | None = None,
     *,
-    num_classes: int = 4,
     scales: tuple[int, ...] = (1, 2, 4),
-    depth: int = 1,
+    quantizer: QuantizerConfig = CODES,
+    **shape: Any,
 ) -> Pipeline:
-    """Random weights; by default four classes, 75 codes, 21 tokens an image."""
+    """Random weights; by default four classes, 75 codes, 21 tokens an image.
+
+    Args:
+        **shape: fields of `GeneratorConfig` that are not those of `SHAPE`.
+    """
     torch.manual_seed(0)
     image_tokenizer = ImageTokenizer(
         TokenizerConfig(
             image_size=16,
             pyramid=PyramidConfig(scales=scales),
             autoencoder=CNNConfig(channels=(8, 8), patch_size=8 // scales[-1], groups=4),
-            quantizer=FSQConfig(levels=(5, 5, 3)),
+            quantizer=quantizer,
         )
     )
-    config = GeneratorConfig(
-        depth=depth, width=16, num_heads=2, num_classes=num_classes, head=CategoricalHeadConfig()
-    )
+    config = replace(SHAPE, **shape)
     generator = NextScaleGenerator(config, image_tokenizer.spec, names)
     with torch.no_grad():
         for parameter in generator.parameters():

@@ -10,12 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from generator.model import GeneratorConfig, NextScaleGenerator
-from sampling.pipeline import Pipeline
 from scripts import evaluate_generator, evaluate_images, evaluate_tokenizer
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
 
@@ -23,17 +18,11 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained pipeline for digits of 16 pixels."""
-    torch.manual_seed(0)
-    config = TokenizerConfig(
-        image_size=16,
-        pyramid=PyramidConfig(scales=(1, 2)),
-        autoencoder=CNNConfig(channels=(8, 8), patch_size=4, encoder_blocks=1, groups=4),
-    )
-    image_tokenizer = ImageTokenizer(config)
-    sizes = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=10)
-    generator = NextScaleGenerator(sizes, image_tokenizer.spec)
+    # Processes of a test below run this file without pytest, which finds the package of tests.
+    from tests.sampling.tiny_pipeline import tiny_pipeline
+
     path = tmp_path_factory.mktemp("models") / "pipeline"
-    Pipeline(image_tokenizer, generator).save_pretrained(path)
+    tiny_pipeline((), num_classes=10, scales=(1, 2)).save_pretrained(path)
     return path
 
 
