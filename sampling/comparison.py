@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -37,7 +35,7 @@ from common.jackknife import (
     kernel_without,
     manifold_without,
 )
-from common.metrics import library_versions, save_metrics
+from common.metrics import library_versions
 from common.reference import (
     FeatureSet,
     ImageSource,
@@ -46,6 +44,7 @@ from common.reference import (
     extract_features,
     reference_features,
 )
+from sampling.result import EvaluationResult
 
 
 @config_class
@@ -78,72 +77,6 @@ class MetricsConfig:
     def __post_init__(self) -> None:
         if self.num_resamples == 1:
             raise ValueError("num_resamples must be 0 or at least 2, got 1")
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Metrics with their protocol.
-
-    `errors` holds standard errors by metric and `intervals` their 95% intervals. With resamples all
-    are over the generated images (`common.jackknife`). Without, only fractions have one, binomial:
-    precision over generated images, recall and coverage over reference images. `sfid` has none.
-    """
-
-    gfid: float
-    sfid: float | None
-    inception_score: float | None
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    kid_mean: float
-    kid_std: float
-    errors: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    protocol: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def save(self, path: str | Path) -> None:
-        """Writes JSON, atomically."""
-        save_metrics(self.to_dict(), path)
-
-    def markdown(self, name: str) -> str:
-        """A table of one row, with extractor and counts; ± is half a 95% interval where known."""
-        extractor = self.protocol["extractor"]
-        cells = {
-            "model": name,
-            **self.cells(),
-            "extractor": f"{extractor['name']} ({extractor['resize']})",
-            "images": str(self.protocol["num_images"]),
-            "reference images": str(self.protocol["reference"]["num_images"]),
-        }
-        rows = (cells.keys(), ["---"] * len(cells), cells.values())
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def cells(self) -> dict[str, str]:
-        """The metrics as they stand in tables, by heading."""
-        return {
-            "gFID": self._cell("gfid", ".2f"),
-            "sFID": self._cell("sfid", ".2f"),
-            "IS": self._cell("inception_score", ".2f"),
-            "precision": self._cell("precision", ".3f"),
-            "recall": self._cell("recall", ".3f"),
-            "density": self._cell("density", ".3f"),
-            "coverage": self._cell("coverage", ".3f"),
-            "KID x 1000": self._cell("kid_mean", ".3f", factor=1000),
-        }
-
-    def _cell(self, name: str, form: str, factor: float = 1.0) -> str:
-        value = getattr(self, name)
-        if value is None:
-            return "-"
-        text = format(factor * value, form)
-        if name not in self.intervals:
-            return text
-        low, high = self.intervals[name]
-        return f"{text} ± {format(factor * (high - low) / 2, form)}"
 
 
 def evaluate_images(

@@ -166,6 +166,8 @@ def sweep(
 ) -> list[SweepRow]:
     """Measures the settings of the grid that the folder does not have yet.
 
+    Metrics that are not finite are recorded too, as null in the file and NaN in the rows.
+
     Args:
         folder: where rows are written as they come.
         model: identifies the weights.
@@ -254,7 +256,7 @@ class SweepFolder:
 
     def _read(self) -> Iterator[SweepRow]:
         for line in self.rows_file.read_text(encoding="utf-8").split("\n")[:-1]:
-            yield SweepRow.of(EvaluationResult(**json.loads(line)))
+            yield SweepRow.of(EvaluationResult.from_dict(json.loads(line)))
 
     def append(self, result: EvaluationResult) -> None:
         with open(self.rows_file, "a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,13 @@ NAMES = {
 
 
 def ranked(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """Best gFID first."""
-    return sorted(rows, key=lambda row: row.result.gfid)
+    """Best gFID first, those without a finite one last."""
+    return sorted(rows, key=lambda row: (not math.isfinite(row.result.gfid), row.result.gfid))
+
+
+def best(rows: Sequence[SweepRow]) -> SweepRow | None:
+    """The row of least gFID, or None where no gFID is finite."""
+    return next((row for row in ranked(rows) if math.isfinite(row.result.gfid)), None)
 
 
 def table(rows: Sequence[SweepRow]) -> str:
@@ -66,7 +72,12 @@ class Line:
 
 
 def lines(rows: Sequence[SweepRow], num_scales: int) -> list[Line]:
-    """The rows as lines, in the order of their first rows."""
+    """The rows that can be drawn as lines, in the order of their first rows."""
+    rows = [
+        row
+        for row in rows
+        if all(map(math.isfinite, (row.result.gfid, row.result.precision, row.result.recall)))
+    ]
     others = [name for name in FIELDS if name != "guidance_scale" and len(_values(rows, name)) > 1]
     found: dict[str, list[Point]] = {}
     for row in rows:

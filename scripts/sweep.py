@@ -25,7 +25,7 @@ from common.files import replace_text
 from common.plots import check_plots, save_figure
 from sampling.pipeline import Pipeline
 from sampling.sweep import SweepRun, describe, sweep
-from sampling.sweep_report import draw, ranked, table
+from sampling.sweep_report import best, draw, ranked, table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,14 +55,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not accelerator.is_main_process:
         return
-    best = ranked(rows)[0]
     replace_text(folder / "table.md", table(rows) + "\n")
     save_figure(draw(rows, pipeline.generator.spec.num_scales), folder / "sweep.png")
-    save_config(best.sampling, folder / "best.yaml")
     print(table(rows))
-    for warning in best.result.protocol["warnings"]:
+    for warning in ranked(rows)[0].result.protocol["warnings"]:
         print(f"warning: {warning}")
-    print(f"least gFID: {describe(best.sampling)}")
+    winner = best(rows)
+    if winner is None:
+        print(f"no gFID is finite; rows, table and plot: {folder}")
+        return
+    save_config(winner.sampling, folder / "best.yaml")
+    print(f"least gFID: {describe(winner.sampling)}")
     print(f"rows, table, plot and best.yaml: {folder}")
 
 

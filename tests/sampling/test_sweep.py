@@ -1,5 +1,7 @@
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
 from sampling.sweep import SweepConfig, SweepFolder, SweepRow, SweepRun, describe, grid, sweep
-from sampling.sweep_report import draw, lines, table
+from sampling.sweep_report import best, draw, lines, table
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 DATA = DataConfig(path="digits", image_size=16, max_images=40)
@@ -109,6 +111,38 @@ def test_a_sweep_goes_on_where_it_was_cut_off(
     assert [row.result.gfid for row in SweepFolder(tmp_path).rows()] == [
         row.result.gfid for row in rows
     ]
+
+
+def test_a_metric_that_is_not_finite_is_recorded_and_the_sweep_goes_on(
+    pipeline: Pipeline, dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = evaluation.compare_features
+
+    def broken(*arguments: Any) -> Any:
+        result = compare(*arguments)
+        if result.protocol["sampling"]["guidance_scale"] != 2.0:
+            return result
+        errors, intervals = {"recall": math.nan}, {"recall": (math.nan, math.nan)}
+        return replace(result, gfid=math.nan, recall=math.inf, errors=errors, intervals=intervals)
+
+    monkeypatch.setattr(evaluation, "compare_features", broken)
+    run, announced = make_run(guidance_scale=(1.0, 2.0, 3.0)), []
+    rows = sweep(pipeline, dataset, run, tmp_path, model="weights", announce=announced.append)
+    assert announced[1].startswith("2 of 3, guidance_scale 2: gFID -, ")
+    stored = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert stored[1]["gfid"] is stored[1]["recall"] is stored[1]["errors"]["recall"] is None
+    assert stored[1]["intervals"] == {"recall": [None, None]}
+    assert stored[1]["precision"] == rows[1].result.precision
+    monkeypatch.setattr(evaluation, "sample_features", lambda *a: pytest.fail("sampled"))
+    read = sweep(pipeline, dataset, run, tmp_path, model="weights")
+    for found in (rows, read):
+        assert [row.sampling.guidance_scale for row in found] == [1.0, 2.0, 3.0]
+        cells = [cell.strip() for cell in table(found).splitlines()[-1].split("|")]
+        assert (cells[1], cells[3], cells[6]) == ("2", "-", "-")
+        assert [point.guidance for line in lines(found, 2) for point in line.points] == [1.0, 3.0]
+        assert best(found) in (found[0], found[2])
+        assert best([found[1]]) is None
+        assert len(draw([found[1]], 2).axes) == 2
 
 
 def _same_time(line: str, row: SweepRow) -> str:

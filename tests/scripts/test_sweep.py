@@ -1,12 +1,15 @@
 """The sweep program, against the evaluation program."""
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from sampling.evaluation import GeneratorEvaluator
 from sampling.generate import SamplingConfig
 from scripts import evaluate_generator, sweep
 from scripts.sample import sampling_config
@@ -67,6 +70,28 @@ def test_sweep_writes_rows_table_plot_and_the_best_setting(
 
 def _sampling(row: dict) -> dict:
     return row["protocol"]["sampling"]
+
+
+def test_without_a_finite_gfid_there_is_no_best_setting(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = GeneratorEvaluator.measure
+    monkeypatch.setattr(
+        GeneratorEvaluator, "measure", lambda *a: replace(measure(*a), gfid=math.nan)
+    )
+    out = tmp_path / "sweep"
+    grid = ["sweep.guidance_scale=[1]", f"out={out}"]
+    sweep.main([str(folder), str(CONFIG), *OVERRIDES, *grid])
+    assert "no gFID is finite" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "rows.jsonl",
+        "sweep.json",
+        "sweep.png",
+        "table.md",
+    ]
 
 
 def test_without_matplotlib_nothing_is_sampled(
