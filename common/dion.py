@@ -4,6 +4,10 @@ Dion replaces a matrix's momentum by an orthonormalised low-rank approximation; 
 stays in the momentum (error feedback). The random start and sketches are functions of (seed, place
 of the parameter, step): all ranks agree, and a resumed run needs no random state. Under FSDP2 each
 process updates its rows; the result is that of one process. State is fp32 or better.
+
+A departure from the reference implementation: where the momentum's rank is below Dion's (AdaLN's
+weights with few classes), it normalises rounding noise to full steps. Here columns of R below
+`NULL_FLOOR` make no step and keep their column of Q; gradients of full rank are unaffected.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from common.row_matrix import RowMatrix, local_part
 ALGORITHMS = ("dion", "lion", "adamw")
 NORM_EPSILON = 1e-8
 ADAM_EPSILON = 1e-8
+# Columns of R are null up to this many machine epsilons of the longest one (1.5e-5 in fp32). Null
+# columns measured 1 to 5 at rank 11, at the first, random Q 10 to 500: there some may come through.
+NULL_FLOOR = 128
 START, SKETCH = 0, 1  # streams of random numbers of a parameter
 
 
@@ -137,18 +144,18 @@ class Dion(torch.optim.Optimizer):
         gradient = local_part(parameter.grad).reshape(momentum.shape).to(momentum.dtype)
         momentum.add_(gradient)
         oriented = momentum.T if matrix.is_transposed else momentum  # (m, n), m >= n
-        # Zero momentum (a gate that starts at zero) has no directions to normalise.
-        alive = matrix.rows.sum((momentum != 0).any().to(momentum.dtype)) > 0
         product = wide.sum(oriented @ basis)
         generator = self._generator(place, state, SKETCH, parameter.device)
         left = orthonormal_columns(product, tall, generator, self.orthonormalization)  # P
-        left = torch.where(alive, left, 0.0)
         right = tall.sum(oriented.T @ left)  # R
         oriented.addmm_(left, right.T, alpha=-(1 - group["mu"]))
-        right = torch.where(alive, right, basis)
-        norms = wide.sum(right.square().sum(0)).sqrt()
-        basis.copy_(right / (norms + NORM_EPSILON))
-        update = basis @ left.T if matrix.is_transposed else left @ basis.T
+        squares = torch.stack((right.square().sum(0), basis.square().sum(0)))
+        norms, kept_norms = wide.sum(squares).sqrt()
+        null = norms <= NULL_FLOOR * torch.finfo(norms.dtype).eps * norms.max()
+        directions = right / (norms + NORM_EPSILON)
+        basis.copy_(torch.where(null, basis / (kept_norms + NORM_EPSILON), directions))
+        directions = torch.where(null, 0.0, directions)
+        update = directions @ left.T if matrix.is_transposed else left @ directions.T
         scale = group["lr"] * math.sqrt(matrix.rows.total / matrix.num_inputs)
         weight = local_part(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from common import dion
 from common.dion import Dion
 
 SHAPES = [(12, 7), (7, 12), (9, 9), (4, 3, 2, 2)]
@@ -142,6 +143,49 @@ def test_a_gradient_of_low_rank_stays_finite(method: Any) -> None:
     assert torch.isfinite(parameter).all()
 
 
+@pytest.mark.parametrize("method", ["qr", "rcqr"])
+@pytest.mark.parametrize("shape", [(192, 32), (32, 192), (48, 48)], ids=str)
+def test_a_step_lies_in_the_span_of_low_rank_gradients(shape: tuple[int, int], method: str) -> None:
+    """As AdaLN's weights have them: five classes, whatever the width."""
+    classes = torch.randn(5, shape[1], generator=torch.Generator().manual_seed(1)).double()
+    span = torch.linalg.qr(classes.T).Q
+    parameter = nn.Parameter(torch.zeros(shape))
+    optimizer = Dion([parameter], lr=1.0, weight_decay=0.0, seed=2, orthonormalization=method)  # type: ignore[arg-type]
+    for signals in random_gradients((shape[0], 5), 6):
+        before = parameter.detach().clone()
+        parameter.grad = (signals @ classes).float()
+        optimizer.step()
+        step = (parameter.detach() - before).double() / math.sqrt(shape[0] / shape[1])
+        assert (step - step @ span @ span.T).norm() < 1e-4 * step.norm()
+        assert 1.5 < float(step.norm()) <= math.sqrt(5) + 1e-4  # five columns of length one or less
+        norms = optimizer.state[parameter]["Q"].norm(dim=0)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_gradients_of_full_rank_know_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [nn.Parameter(torch.zeros(24, 24)) for _ in range(2)]
+    for parameter, floor in zip(parameters, (dion.NULL_FLOOR, 0), strict=True):
+        monkeypatch.setattr(dion, "NULL_FLOOR", floor)
+        optimizer = Dion([parameter])
+        for gradient in random_gradients((24, 24), 8):
+            parameter.grad = gradient.float()
+            optimizer.step()
+    assert torch.equal(*parameters)
+
+
+def test_a_null_direction_comes_alive() -> None:
+    """What a gradient lacked for a while is learned as soon as it has it."""
+    parameter = nn.Parameter(torch.zeros(40, 16))
+    optimizer = Dion([parameter], lr=1.0, mu=0.0, weight_decay=0.0)
+    narrow, whole = (g.float() for g in random_gradients((40, 16), 2))
+    narrow[:, 3:] = 0
+    for gradient, rank in ((narrow, 3), (narrow, 3), (whole, 16), (whole, 16)):
+        before = parameter.detach().clone()
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert int(torch.linalg.matrix_rank(before - parameter.detach(), rtol=1e-3)) == rank
+
+
 def test_lion_and_adamw() -> None:
     lion, adamw, reference = (nn.Parameter(torch.full((5,), 2.0)) for _ in range(3))
     optimizer = Dion(
@@ -244,6 +288,36 @@ def test_global_randomness_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Classes(nn.Module):
+    """Layers that only ever see four inputs, as AdaLN's do: tall, wide, and of uneven shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        shapes = ((24, 70), (70, 24), (30, 31))
+        self.layers = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes)
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.randn(4, inputs), requires_grad=False) for inputs, _ in shapes
+        )
+
+    def forward(self, numbers: Tensor) -> list[Tensor]:
+        pairs = zip(self.layers, self.tables, strict=True)
+        return [layer(table[numbers]) for layer, table in pairs]
+
+
+def train_classes(net: nn.Module, optimizer: Dion, part: slice = slice(None)) -> None:
+    numbers = torch.arange(40)[part] % 4
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        loss = torch.zeros(())
+        for outputs in net(numbers):
+            signals = torch.randn(40, outputs.shape[1], generator=generator)
+            loss = loss + (outputs * signals[part]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def distributed_worker(rank: int, folder: str) -> None:
     """Trains the same net under DDP and under FSDP2, and saves both."""
     torch.set_num_threads(1)
@@ -269,6 +343,15 @@ def distributed_worker(rank: int, folder: str) -> None:
         optimizer.load_state_dict(copy.deepcopy(state))
         train(sharded, optimizer, range(3, 5), half)
         torch.save(whole(sharded.state_dict()), f"{folder}/fsdp_{method}_{rank}.pt")
+
+    copied = DistributedDataParallel(Classes())
+    train_classes(copied, Dion(copied.module.layers.parameters(), seed=5), half)
+    torch.save(copied.module.state_dict(), f"{folder}/classes_ddp_{rank}.pt")
+    parted = Classes()
+    for layer in parted.layers:
+        fully_shard(layer)
+    train_classes(parted, Dion(parted.layers.parameters(), seed=5), half)
+    torch.save(whole(parted.state_dict()), f"{folder}/classes_fsdp_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -292,4 +375,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         torch.testing.assert_close(ddp[0][name], value, rtol=0, atol=2e-6)
         for method in ("qr", "rcqr"):
             state = torch.load(tmp_path / f"fsdp_{method}_0.pt", weights_only=True)
+            torch.testing.assert_close(state[name], value, rtol=0, atol=2e-5)
+
+    classes = Classes()
+    train_classes(classes, Dion(classes.layers.parameters(), seed=5))
+    for name, value in classes.layers.state_dict(prefix="layers.").items():
+        for kind in ("ddp", "fsdp"):
+            state = torch.load(tmp_path / f"classes_{kind}_0.pt", weights_only=True)
             torch.testing.assert_close(state[name], value, rtol=0, atol=2e-5)
