@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor
 
 from generator.model import NextScaleGenerator
 
 
 def twin(
     generator: NextScaleGenerator,
-    replaced: Iterable[tuple[nn.Parameter, nn.Parameter]] = (),
+    replaced: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> NextScaleGenerator:
     """Shares parameters, buffers and masks with the generator, but for pairs of (old, new)."""
     shared = [*generator.parameters(), *generator.buffers(), generator._flex_masks]
