@@ -7,7 +7,6 @@ from sampling.generate import (
     generate,
     generate_progressively,
 )
-from sampling.guidance import var_guidance
 from sampling.pipeline import Pipeline
 from sampling.settings import SamplingConfig
 
@@ -19,5 +18,4 @@ __all__ = [
     "edit",
     "generate",
     "generate_progressively",
-    "var_guidance",
 ]

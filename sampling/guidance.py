@@ -1,21 +1,12 @@
 """Classifier-free guidance: logits s * conditional + (1 - s) * unconditional (the standard way).
 
-s = 1 is no guidance, s = 0 the unconditional model. The mixing itself is `Distribution.guided`;
-here are VAR's convention, and which scales need an unconditional pass at all.
+s = 1 is no guidance, s = 0 the unconditional model. The mixing itself is `Distribution.guided`,
+VAR's convention a ramp of `sampling.schedules`; here is which scales need an unconditional pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-
-def var_guidance(cfg: float, num_scales: int) -> tuple[float, ...]:
-    """VAR's `cfg` as standard scales: 1 + cfg * k / (S - 1).
-
-    VAR (reference code, `autoregressive_infer_cfg`) writes (1 + t) * conditional - t *
-    unconditional with t = cfg * k / (S - 1), so its cfg = 1.5 ramps from 1.0 to 2.5.
-    """
-    return tuple(1 + cfg * k / max(1, num_scales - 1) for k in range(num_scales))
 
 
 def num_paired_scales(scales: Sequence[float]) -> int:

@@ -8,10 +8,17 @@ from typing import Any
 
 from common.config import load_config, read_yaml_text
 from sampling.pipeline import Pipeline
-from sampling.schedules import Schedule
+from sampling.schedules import GuidanceSchedule
+from sampling.seeds import check_seeds
 from sampling.settings import SamplingConfig, override
 
-RAMPS = ("linear", "cosine", "power")
+RAMPS: dict[str, tuple[str, ...]] = {  # numbers of a ramp by their names, in the order typed
+    "linear": ("start", "end"),
+    "cosine": ("start", "end"),
+    "power": ("start", "end", "power"),
+    "var": ("cfg",),
+}
+MAX_IMAGES = 10_000_000  # whose labels and seeds are listed in memory
 
 
 def parse_label(text: str, pipeline: Pipeline) -> int:
@@ -30,14 +37,14 @@ def parse_label(text: str, pipeline: Pipeline) -> int:
 
 
 def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
-    """Class numbers of "cat,dog,7" or "all".
+    """Class numbers of "cat,dog,7" or "all"; a name with commas is found before its parts.
 
     Raises:
         ValueError: unknown names, or a class twice.
     """
     if text == "all":
         return list(range(pipeline.generator.num_classes))
-    labels = [parse_label(part, pipeline) for part in text.split(",")]
+    labels = [parse_label(part, pipeline) for part in _split_names(text, pipeline.label_names)]
     if twice := _repeated(labels):
         raise ValueError(
             f"labels {text!r} have class {class_name(twice[0], pipeline)} more than once"
@@ -57,14 +64,14 @@ def file_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
 
 
-def parse_seeds(text: str, most: int | None = None) -> list[int]:
+def parse_seeds(text: str, most: int = MAX_IMAGES) -> list[int]:
     """Seeds of "0:8" (0 to 7), "3" or "1,5,10:12".
 
     Args:
         most: how many there may be.
 
     Raises:
-        ValueError: anything else, no seed at all, a seed twice, or too many.
+        ValueError: anything else, no seed at all, one that is too large or stands twice, too many.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -72,10 +79,11 @@ def parse_seeds(text: str, most: int | None = None) -> list[int]:
         if not first.isdecimal() or (colon and not last.isdecimal()):
             raise ValueError(f"seeds must look like 0:8 or 1,5,10:12, got {text!r}")
         start, stop = int(first), int(last) if colon else int(first) + 1
-        if most is not None and len(seeds) + stop - start > most:  # before any list is made
+        if len(seeds) + stop - start > most:  # before any list is made
             raise ValueError(f"seeds {text!r} are more than {most} images")
         if stop <= start:
             raise ValueError(f"seeds {text!r}: {part.strip()} is an empty range")
+        check_seeds([stop - 1])
         seeds += range(start, stop)
     if twice := _repeated(seeds):
         raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
@@ -83,7 +91,7 @@ def parse_seeds(text: str, most: int | None = None) -> list[int]:
 
 
 def parse_schedule(text: str, name: str) -> Any:
-    """What `override` takes for a setting: "2.5", "1, 2, 3" (one per scale) or "linear 1 3".
+    """What `override` takes for a setting: "2.5", "1, 2, 3" (one per scale), "linear 1 3", "var 4".
 
     YAML as in configs is understood too: `{kind: power, start: 1, end: 3, power: 2}`.
 
@@ -96,9 +104,10 @@ def parse_schedule(text: str, name: str) -> Any:
     text = text.strip()
     kind, *numbers = text.split() or [""]
     if kind in RAMPS:
-        keys = ("start", "end", "power")[: 3 if kind == "power" else 2]
-        if not 2 <= len(numbers) <= len(keys):
-            raise ValueError(f"{name}: a {kind} ramp is '{kind} START END', got {text!r}")
+        keys = RAMPS[kind]
+        if not len(keys) - (kind == "power") <= len(numbers) <= len(keys):
+            form = " ".join([kind, *(key.upper() for key in keys)])
+            raise ValueError(f"{name}: a {kind} ramp is '{form}', got {text!r}")
         ramp = zip(keys, map(read_yaml_text, numbers), strict=False)
         return {"kind": kind, **dict(ramp)}
     value = read_yaml_text(f"[{text}]" if "," in text and text[0] not in "[{" else text)
@@ -110,7 +119,7 @@ def parse_schedule(text: str, name: str) -> Any:
     return value
 
 
-def schedule_text(schedule: Schedule | None) -> str:
+def schedule_text(schedule: GuidanceSchedule | None) -> str:
     """The inverse of `parse_schedule`; empty for None."""
     if schedule is None:
         return ""
@@ -120,9 +129,7 @@ def schedule_text(schedule: Schedule | None) -> str:
         return ", ".join(map(_number, schedule)) if len(schedule) > 1 else str(list(schedule))
     if schedule.kind == "constant":
         return _number(schedule.start)
-    numbers = [schedule.start, schedule.end]
-    if schedule.kind == "power":
-        numbers.append(schedule.power)
+    numbers = [getattr(schedule, name) for name in RAMPS[schedule.kind]]
     return " ".join([schedule.kind, *map(_number, numbers)])
 
 
@@ -160,5 +167,25 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
+def _split_names(text: str, names: Sequence[str]) -> list[str]:
+    """The parts between commas, those that make a known name together joined to it.
+
+    At each place the longest name counts; spaces around commas do not.
+    """
+    known = {tuple(part.strip() for part in name.split(",")): name for name in names if "," in name}
+    parts = [part.strip() for part in text.split(",")]
+    lengths = sorted({len(key) for key in known}, reverse=True)
+    found: list[str] = []
+    start = 0
+    while start < len(parts):
+        keys = (tuple(parts[start : start + length]) for length in lengths)
+        key = next((key for key in keys if key in known), None)
+        found.append(parts[start] if key is None else known[key])
+        start += 1 if key is None else len(key)
+    return found
+
+
 def _repeated(numbers: Sequence[int]) -> list[int]:
+    if len(set(numbers)) == len(numbers):  # the usual case, in less memory than a count of each
+        return []
     return [number for number, count in Counter(numbers).items() if count > 1]

@@ -21,10 +21,10 @@ from generator.model import NextScaleGenerator
 from generator.presets import preset
 from sampling.compiled import compiled
 from sampling.generate import generate
-from sampling.guidance import num_paired_scales, var_guidance
+from sampling.guidance import num_paired_scales
 from sampling.pipeline import Pipeline
 from sampling.reference_sampler import ReferenceSampler
-from sampling.schedules import LinearRamp
+from sampling.schedules import LinearRamp, VarRamp
 from sampling.settings import SamplingConfig
 from tokenizer.cnn import CNNConfig
 from tokenizer.lattices import leech
@@ -39,7 +39,7 @@ MOST_LOGITS = 1 << 28  # of the reference, 1 GiB: above, it does not run
 # Random heads are scaled up until logits have a standard deviation of about 2.3, which leaves
 # distributions about as wide as trained ones: VAR's loss is 5 nats.
 HEAD_SCALE = 200.0
-VAR_SAMPLING = SamplingConfig(guidance_scale=var_guidance(1.5, 10), top_k=900, top_p=0.96)
+VAR_SAMPLING = SamplingConfig(guidance_scale=VarRamp(cfg=1.5), top_k=900, top_p=0.96)
 CC_SAMPLING = SamplingConfig(
     guidance_scale=LinearRamp(start=1.0, end=3.0),
     top_k=LinearRamp(start=10_000.0, end=4_000.0),

@@ -1,6 +1,6 @@
 """What varies with the scale: a number, one number per scale, or a ramp, resolved to a tuple.
 
-Ramps run over the position k / (S - 1) of scale k of S; a pyramid of one scale takes `start`.
+Ramps run over the position k / (S - 1) of scale k of S; a pyramid of one scale is at position 0.
 """
 
 from __future__ import annotations
@@ -50,11 +50,27 @@ class PowerRamp:
     power: Annotated[float, Field(gt=0)] = 2.0
 
 
+@config_class
+class VarRamp:
+    """VAR's `cfg` as standard guidance scales: 1 + cfg * position, none at the first scale.
+
+    VAR (reference code, `autoregressive_infer_cfg`) writes (1 + t) * conditional - t *
+    unconditional with t = cfg * k / (S - 1), so its cfg = 1.5 ramps from 1.0 to 2.5.
+    """
+
+    kind: Literal["var"] = "var"
+    cfg: float
+
+
 Ramp = Annotated[ConstantRamp | LinearRamp | CosineRamp | PowerRamp, Field(discriminator="kind")]
 Schedule = float | tuple[float, ...] | Ramp
+GuidanceRamp = Annotated[
+    ConstantRamp | LinearRamp | CosineRamp | PowerRamp | VarRamp, Field(discriminator="kind")
+]
+GuidanceSchedule = float | tuple[float, ...] | GuidanceRamp
 
 
-def resolve_schedule(schedule: Schedule, num_scales: int, name: str) -> tuple[float, ...]:
+def resolve_schedule(schedule: GuidanceSchedule, num_scales: int, name: str) -> tuple[float, ...]:
     """One value per scale.
 
     Args:
@@ -76,6 +92,8 @@ def resolve_schedule(schedule: Schedule, num_scales: int, name: str) -> tuple[fl
     positions = [k / max(1, num_scales - 1) for k in range(num_scales)]
     if isinstance(schedule, ConstantRamp):
         return (schedule.start,) * num_scales
+    if isinstance(schedule, VarRamp):
+        return tuple(1 + schedule.cfg * position for position in positions)
     return tuple(
         schedule.start + (schedule.end - schedule.start) * _progress(schedule, position)
         for position in positions

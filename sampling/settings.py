@@ -10,10 +10,13 @@ from typing import Any
 
 from common.config import config_class, from_dict, to_dict
 from common.files import replace_text
-from sampling.schedules import Schedule, resolve_schedule
+from sampling.schedules import GuidanceSchedule, Schedule, resolve_schedule
 from tokenizer.tokens import TokenSpec
 
 SETTINGS_FILE = "sampling.json"
+# Far outside what is of use, and far inside what keeps logits finite in fp32.
+MAX_GUIDANCE = 1e4
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-5, 1e5
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,15 @@ class SamplingConfig:
     """How tokens are drawn; every field a number, a list with one entry per scale, or a ramp.
 
     Args:
-        guidance_scale: s of s * conditional + (1 - s) * unconditional; 1 is none. For VAR's `cfg`
-            see `sampling.guidance.var_guidance`.
+        guidance_scale: s of s * conditional + (1 - s) * unconditional; 1 is none. The ramp
+            `{kind: var, cfg: ...}` is VAR's convention.
         temperature: divides the guided logits.
         top_k: keep the k best codes; fractional values of a ramp are rounded. None keeps all.
         top_p: keep the best codes that hold this much probability. None keeps all.
         min_p: keep codes at least this much as probable as the best one. None keeps all.
     """
 
-    guidance_scale: Schedule = 1.0
+    guidance_scale: GuidanceSchedule = 1.0
     temperature: Schedule = 1.0
     top_k: Schedule | None = None
     top_p: Schedule | None = None
@@ -55,14 +58,26 @@ class SamplingConfig:
         """Settings of each scale of a pyramid.
 
         Raises:
-            ValueError: list of another length than the scales, temperature not above 0, top_p
-                outside (0, 1], min_p outside [0, 1], top_k not an integer in [1, number of codes].
+            ValueError: list of another length than the scales, guidance_scale outside
+                [-10^4, 10^4], temperature outside [10^-5, 10^5], top_p outside (0, 1], min_p
+                outside [0, 1], top_k not an integer in [1, number of codes].
         """
         count = spec.num_scales
         guidance = resolve_schedule(self.guidance_scale, count, "guidance_scale")
+        for value in guidance:
+            if not abs(value) <= MAX_GUIDANCE:
+                raise ValueError(
+                    f"guidance_scale must be in [-{MAX_GUIDANCE:g}, {MAX_GUIDANCE:g}], got {value}"
+                )
         temperature = resolve_schedule(self.temperature, count, "temperature")
         if min(temperature) <= 0:
             raise ValueError(f"temperature must be positive, got {min(temperature)}")
+        for value in temperature:
+            if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+                raise ValueError(
+                    f"temperature must be in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], "
+                    f"got {value}"
+                )
         nucleus: Sequence[float | None] = (None,) * count
         if self.top_p is not None:
             nucleus = values = resolve_schedule(self.top_p, count, "top_p")

@@ -29,12 +29,13 @@ from sampling.evaluation import (
     GeneratorEvaluator,
 )
 from sampling.pipeline import Pipeline
-from sampling.schedules import ConstantRamp, PowerRamp, Schedule
+from sampling.schedules import ConstantRamp, GuidanceSchedule, PowerRamp, Schedule, VarRamp
 from sampling.settings import SamplingConfig
 from tokenizer.tokens import TokenSpec
 
 FIELDS = ("guidance_scale", "top_k", "top_p", "min_p", "temperature")
 
+Scales = Annotated[tuple[GuidanceSchedule, ...], Field(min_length=1)]
 Values = Annotated[tuple[Schedule, ...], Field(min_length=1)]
 Limits = Annotated[tuple[Schedule | None, ...], Field(min_length=1)]
 
@@ -52,7 +53,7 @@ class SweepConfig:
         first_seed: image i has seed first_seed + i, whatever the settings.
     """
 
-    guidance_scale: Values | None = (1.0, 1.5, 2.0, 3.0)
+    guidance_scale: Scales | None = (1.0, 1.5, 2.0, 3.0)
     top_k: Limits | None = None
     top_p: Limits | None = None
     min_p: Limits | None = None
@@ -112,8 +113,8 @@ def describe(sampling: SamplingConfig) -> str:
     )
 
 
-def schedule_text(schedule: Schedule | None) -> str:
-    """`2`, `1/2/3`, `linear 1→3`, `none`."""
+def schedule_text(schedule: GuidanceSchedule | None) -> str:
+    """`2`, `1/2/3`, `linear 1→3`, `var 1.5`, `none`."""
     if schedule is None:
         return "none"
     if isinstance(schedule, (int, float)):
@@ -122,6 +123,8 @@ def schedule_text(schedule: Schedule | None) -> str:
         return "/".join(f"{value:g}" for value in schedule)
     if isinstance(schedule, ConstantRamp):
         return f"{schedule.start:g}"
+    if isinstance(schedule, VarRamp):
+        return f"var {schedule.cfg:g}"
     ends = f"{schedule.kind} {schedule.start:g}→{schedule.end:g}"
     return f"{ends} (power {schedule.power:g})" if isinstance(schedule, PowerRamp) else ends
 
@@ -178,8 +181,9 @@ def sweep(
         All rows of the folder, those of earlier grids too.
 
     Raises:
-        ValueError: before anything is sampled: a bad grid, a model that does not fit the data, or a
-            folder with rows of another model, evaluation or reference.
+        ValueError: before anything is sampled: a bad grid, a model that does not fit the data,
+            fewer images than the metrics need, or a folder with rows of another model, evaluation
+            or reference.
     """
     config = run.swept
     settings = grid(run.sweep, config.sampling or pipeline.sampling, pipeline.generator.spec)

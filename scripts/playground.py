@@ -34,7 +34,7 @@ except ImportError:
 HOST = "127.0.0.1"
 HINT = (
     "A number (`2.5`), one number per scale (`1, 1.5, 2`) or a ramp from the first scale to the "
-    "last (`linear 1 3`, `cosine 1 3`, `power 1 3 2`). Empty: not used."
+    "last (`linear 1 3`, `cosine 1 3`, `power 1 3 2`; guidance: also `var CFG`). Empty: not used."
 )
 CSS = """
 .pixels img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}

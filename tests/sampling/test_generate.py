@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from generator.model import NextScaleGenerator
 from sampling.generate import SamplingConfig, generate, generate_progressively
-from sampling.guidance import var_guidance
 from sampling.logits import categorical_sample, top_k, top_p
-from sampling.schedules import LinearRamp
+from sampling.schedules import LinearRamp, VarRamp
 from sampling.seeds import SeededUniforms
+from sampling.settings import MAX_GUIDANCE, MAX_TEMPERATURE, MIN_TEMPERATURE
 from tests.sampling.tiny_pipeline import CODES, SHAPE, tiny_pipeline
 from tokenizer.model import ImageTokenizer
 from tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, QuantizerConfig
@@ -142,10 +143,23 @@ def test_top_k_of_one_ignores_the_seed(models: Models):
 
 
 def test_vars_guidance_as_a_list(models: Models):
-    listed = SamplingConfig(guidance_scale=var_guidance(1.5, 3))
-    ramp = SamplingConfig(guidance_scale=LinearRamp(start=1.0, end=2.5))
-    one, two = (generate(*models, LABELS, SEEDS, config) for config in (listed, ramp))
-    assert torch.equal(one.tokens.indices, two.tokens.indices)
+    schedules = ((1.0, 1.75, 2.5), LinearRamp(start=1.0, end=2.5), VarRamp(cfg=1.5))
+    one, two, three = (
+        generate(*models, LABELS, SEEDS, SamplingConfig(guidance_scale=schedule)).tokens.indices
+        for schedule in schedules
+    )
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("head", [CategoricalHeadConfig(), LatticeHeadConfig()])
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_the_bounds_of_the_settings_can_be_drawn_with(head: Any, top_p: float | None):
+    models = make(CODES if head.kind == "categorical" else LeechConfig(), head)
+    ends = (MAX_GUIDANCE, MIN_TEMPERATURE), (-MAX_GUIDANCE, MAX_TEMPERATURE)
+    for guidance, temperature in ends:
+        config = SamplingConfig(guidance_scale=guidance, temperature=temperature, top_p=top_p)
+        assert generate(*models, LABELS[:1], SEEDS[:1], config).images.isfinite().all()
 
 
 def test_progress_ends_in_the_finished_image(models: Models):
@@ -246,6 +260,10 @@ def test_bf16_autocast_runs(models: Models):
     [
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": (1.0, -0.5, 1.0)}, "temperature must be positive, got -0.5"),
+        ({"temperature": 1e-40}, r"temperature must be in \[1e-05, 100000\], got 1e-40"),
+        ({"temperature": 1e39}, r"temperature must be in \[1e-05, 100000\], got 1e\+39"),
+        ({"guidance_scale": 1e39}, r"guidance_scale must be in \[-10000, 10000\], got 1e\+39"),
+        ({"guidance_scale": (1.0, 2.0, -1e5)}, r"guidance_scale must be in .* got -100000.0"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_k": 0}, r"top_k must be an integer in \[1, 75\], got 0"),

@@ -3,10 +3,18 @@
 import pytest
 
 from sampling.generate import SamplingConfig
-from sampling.options import parse_label, parse_schedule, parse_seeds, parse_settings, schedule_text
+from sampling.options import (
+    MAX_IMAGES,
+    parse_label,
+    parse_labels,
+    parse_schedule,
+    parse_seeds,
+    parse_settings,
+    schedule_text,
+)
 from sampling.pipeline import Pipeline, override
 from sampling.playground import class_choices
-from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp
+from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp, VarRamp
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
@@ -27,6 +35,26 @@ def test_too_many_seeds_are_refused_before_there_is_a_list_of_them():
     for text in ("0:5", "0:4,9", "0:1000000000000000"):
         with pytest.raises(ValueError, match=f"seeds '{text}' are more than 4 images"):
             parse_seeds(text, most=4)
+
+
+def test_seeds_of_no_bound_are_still_bounded():
+    with pytest.raises(ValueError, match=f"are more than {MAX_IMAGES} images"):
+        parse_seeds("0:100000000000")
+    assert parse_seeds("4294967295") == [2**32 - 1]
+    with pytest.raises(ValueError, match=r"seeds must be in \[0, 2\^32 .*, got 4294967296"):
+        parse_seeds("4294967290:4294967297")
+
+
+def test_names_with_commas_are_found_before_their_parts():
+    names = ("goldfish, Carassius auratus", "crane", "cat, big", "cat, big, striped")
+    pipeline = tiny_pipeline(names)
+    for number, name in enumerate(names):
+        assert parse_labels(name, pipeline) == [number]
+    assert parse_labels("goldfish,Carassius auratus", pipeline) == [0]
+    text = "1, cat, big, striped,goldfish, Carassius auratus,cat, big"
+    assert parse_labels(text, pipeline) == [1, 3, 0, 2]
+    with pytest.raises(ValueError, match="unknown class 'goldfish'"):
+        parse_labels("goldfish,crane", pipeline)
 
 
 def test_an_empty_range_is_refused_beside_others():
@@ -55,6 +83,7 @@ def test_hostile_yaml_is_a_value_error(text: str):
         ("[4]", [4]),
         ("linear 1 3", {"kind": "linear", "start": 1, "end": 3}),
         ("power 1 3 0.5", {"kind": "power", "start": 1, "end": 3, "power": 0.5}),
+        ("var 4", {"kind": "var", "cfg": 4}),
         ("{kind: cosine, start: 1, end: 3}", {"kind": "cosine", "start": 1, "end": 3}),
     ],
 )
@@ -63,7 +92,7 @@ def test_schedules_are_numbers_lists_and_ramps(text: str, value: object):
 
 
 @pytest.mark.parametrize(
-    "text", ["much", "true", "linear", "linear 1 2 3", "1 2", "", "[1", "a: b:"]
+    "text", ["much", "true", "linear", "linear 1 2 3", "var", "var 1 2", "1 2", "", "[1", "a: b:"]
 )
 def test_what_is_no_schedule_is_refused(text: str):
     with pytest.raises(ValueError, match=r"top_p|not valid YAML"):
@@ -82,6 +111,7 @@ def test_what_is_no_schedule_is_refused(text: str):
         LinearRamp(start=1.0, end=3.5),
         CosineRamp(start=-1.0, end=1e-7),
         PowerRamp(start=1.0, end=2.0, power=0.5),
+        VarRamp(cfg=1.5),
     ],
 )
 def test_the_text_of_a_schedule_means_the_schedule(schedule):
@@ -103,6 +133,10 @@ def test_empty_fields_are_settings_not_used(pipeline: Pipeline):
     [
         ("temperature", "-1", "temperature must be positive, got -1"),
         ("temperature", ".nan", "temperature"),
+        ("temperature", "1e-40", r"temperature must be in \[1e-05, 100000\], got 1e-40"),
+        ("temperature", "var 4", "temperature"),
+        ("guidance_scale", "1, 1e39, 1", r"guidance_scale must be in .*10000\], got 1e\+39"),
+        ("guidance_scale", "var -20000", "guidance_scale must be in .*, got -19999"),
         ("top_k", "76", r"top_k must be an integer in \[1, 75\], got 76"),
         ("top_p", "1.5", r"top_p must be in \(0, 1\], got 1.5"),
         ("min_p", "-0.5", r"min_p must be in \[0, 1\], got -0.5"),

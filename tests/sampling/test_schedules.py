@@ -1,10 +1,18 @@
 """Schedules resolve to one value per scale."""
 
 import pytest
+import torch
 
 from common.config import from_dict
 from sampling.generate import SamplingConfig
-from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp, resolve_schedule
+from sampling.schedules import (
+    ConstantRamp,
+    CosineRamp,
+    LinearRamp,
+    PowerRamp,
+    VarRamp,
+    resolve_schedule,
+)
 
 
 def test_numbers_and_lists():
@@ -25,6 +33,28 @@ def test_ramps():
 
 def test_one_scale_takes_the_start():
     assert resolve_schedule(LinearRamp(start=1.0, end=3.0), 1, "x") == (1.0,)
+    assert resolve_schedule(VarRamp(cfg=4.0), 1, "x") == (1.0,)
+
+
+def test_var_cfg_of_one_and_a_half_ramps_from_one_to_two_and_a_half():
+    scales = resolve_schedule(VarRamp(cfg=1.5), 10, "x")
+    published = (1.00, 1.17, 1.33, 1.50, 1.67, 1.83, 2.00, 2.17, 2.33, 2.50)
+    assert scales == pytest.approx(published, abs=0.005)
+
+
+def test_var_formula_equals_the_standard_one():
+    conditional, unconditional = torch.randn(2, 9)
+    for k, scale in enumerate(resolve_schedule(VarRamp(cfg=4.0), 5, "x")):
+        t = 4.0 * k / 4
+        ours = scale * conditional + (1 - scale) * unconditional
+        assert torch.allclose(ours, (1 + t) * conditional - t * unconditional, atol=1e-6)
+
+
+def test_vars_ramp_is_for_guidance():
+    config = from_dict(SamplingConfig, {"guidance_scale": {"kind": "var", "cfg": 4}})
+    assert config.guidance_scale == VarRamp(cfg=4.0)
+    with pytest.raises(ValueError, match="temperature"):
+        from_dict(SamplingConfig, {"temperature": {"kind": "var", "cfg": 4}})
 
 
 def test_plain_data_becomes_ramps():
