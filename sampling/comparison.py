@@ -78,6 +78,39 @@ class MetricsConfig:
         if self.num_resamples == 1:
             raise ValueError("num_resamples must be 0 or at least 2, got 1")
 
+    def check(self, num_images: int, num_reference: int) -> None:
+        """Refuses sets that are too small for these settings, before anything is made of them.
+
+        Args:
+            num_images: generated images.
+            num_reference: images of the whole reference.
+
+        Raises:
+            ValueError: names the setting and the number that do not fit.
+        """
+        real = f"max_reference {self.max_reference}"
+        if num_reference < self.max_reference:
+            real = f"the reference's number of images, {num_reference}"
+        sets = {
+            f"num_images {num_images}": num_images,
+            real: min(self.max_reference, num_reference),
+        }
+        for name, count in sets.items():
+            if self.kid_subset_size > count:
+                raise ValueError(f"kid_subset_size {self.kid_subset_size} exceeds {name}")
+        if self.num_resamples > num_images // 2:
+            raise ValueError(
+                f"num_resamples {self.num_resamples} leaves less than 2 images of "
+                f"num_images {num_images} to a group"
+            )
+        if self.num_resamples:
+            without = f"num_images {num_images} without one of num_resamples {self.num_resamples}"
+            sets[without] = num_images - -(-num_images // self.num_resamples)
+        for field in ("neighbors", "density_neighbors"):
+            for name, count in sets.items():
+                if (value := getattr(self, field)) >= count:
+                    raise ValueError(f"{field} {value} is not less than {name}")
+
 
 def evaluate_images(
     generated: Tensor, reference: Tensor, config: MetricsConfig
@@ -189,7 +222,8 @@ def compare_features(
                 "intervals": "95%, "
                 + (
                     f"jackknife leaving out each of {config.num_resamples} random groups of "
-                    "generated images; reference fixed, finite-sample bias not corrected"
+                    "generated images; reference fixed, finite-sample bias not corrected; those of "
+                    "recall and coverage are conservative, 1.3 to 1.65 times too wide"
                     if config.num_resamples
                     else "binomial; recall and coverage over reference images"
                 ),

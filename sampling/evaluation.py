@@ -30,6 +30,7 @@ from sampling.comparison import (
     measure_reference,
 )
 from sampling.pipeline import Pipeline
+from sampling.seeds import NUM_SEEDS
 from sampling.settings import SamplingConfig
 
 __all__ = [
@@ -95,7 +96,8 @@ def evaluate_generator(
         accelerator: shares the sampling among its processes; all get the result.
 
     Raises:
-        ValueError: unequal class counts, other classes or another image size than the data's.
+        ValueError: before anything is sampled: unequal class counts, other classes or another image
+            size than the data's, seeds out of range, fewer images than the metrics need.
     """
     evaluator = GeneratorEvaluator(pipeline, dataset, config, part=part, accelerator=accelerator)
     return evaluator.measure(config.sampling)
@@ -119,6 +121,7 @@ class GeneratorEvaluator:
         _check(pipeline, dataset, config)
         self.pipeline, self.dataset, self.config = pipeline, dataset, config
         self.part, self.accelerator = part, accelerator
+        self._model = pipeline.digest()
         self.extractor = build_extractor(config.metrics.extractor, pipeline.device)
         self._reference: FeatureSet | None = None
 
@@ -136,8 +139,10 @@ class GeneratorEvaluator:
 
     def _protocol(self, sampling: SamplingConfig) -> dict[str, Any]:
         config, num_classes = self.config, self.pipeline.generator.num_classes
-        counts = torch.bincount(image_labels(torch.arange(config.num_images), num_classes))
+        labels = image_labels(torch.arange(config.num_images), num_classes)
+        counts = torch.bincount(labels, minlength=num_classes)
         return {
+            "model": self._model,
             "images_per_class": [int(counts.min()), int(counts.max())],
             "num_classes": num_classes,
             "labels": "image i has label i mod num_classes",
@@ -145,7 +150,11 @@ class GeneratorEvaluator:
             "sampling": to_dict(sampling),
             "batch_size": config.batch_size,  # it and the dtype fix how the images are rounded
             "dtype": str(self.pipeline.dtype),
-            "reference": {"data": to_dict(self.dataset.config), "part": self.part},
+            "reference": {
+                "data": to_dict(self.dataset.config),
+                "part": self.part,
+                "fingerprint": self.dataset.fingerprint,
+            },
         }
 
 
@@ -166,8 +175,15 @@ def _check(pipeline: Pipeline, dataset: ImageDataset, config: EvaluationConfig) 
     if config.num_images % num_classes and not config.allow_unequal_classes:
         raise ValueError(
             f"num_images {config.num_images} is not a multiple of {num_classes} classes; choose "
-            f"{config.num_images // num_classes * num_classes} or set allow_unequal_classes"
+            f"{max(1, config.num_images // num_classes) * num_classes} or set "
+            "allow_unequal_classes"
         )
+    if config.first_seed + config.num_images > NUM_SEEDS:
+        raise ValueError(
+            f"first_seed {config.first_seed} and num_images {config.num_images} need seeds beyond "
+            f"the last one, {NUM_SEEDS - 1}"
+        )
+    config.metrics.check(config.num_images, len(dataset))
 
 
 def class_counts(labels: Tensor, num_classes: int, config: EvaluationConfig) -> dict[str, Any]:

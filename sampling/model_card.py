@@ -37,6 +37,7 @@ def model_card(
     image_size: int,
     sampling: Mapping[str, Any],
     training: Mapping[str, Any],
+    digest: str,
 ) -> str:
     """Markdown with the front matter of the Hugging Face Hub.
 
@@ -44,6 +45,7 @@ def model_card(
         sampling: default settings, plain data.
         training: what is known of the training: `config`, a run's plain config, and `metrics`, the
             result file of an evaluation. Unknown parts are said to be unknown.
+        digest: of the weights; metrics of others are left out. Needed where there are metrics.
     """
     names = [repr(name) for name in generator.label_names] or ["0", "1"]
     config, metrics = training.get("config"), training.get("metrics")
@@ -56,7 +58,7 @@ def model_card(
         "## Classes\n\n" + _classes(generator.label_names, generator.num_classes),
         "## Default sampling settings\n\n" + _block("json", json.dumps(sampling, indent=2)),
         "## Training data\n\n" + _data(config),
-        "## Metrics\n\n" + _metrics(metrics),
+        "## Metrics\n\n" + _metrics(metrics, digest),
     ]
     if config:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).strip()
@@ -113,16 +115,24 @@ def _data(config: Mapping[str, Any] | None) -> str:
     return _table({key: str(value) for key, value in config["data"].items() if value is not None})
 
 
-def _metrics(metrics: Mapping[str, Any] | None) -> str:
+def _metrics(metrics: Mapping[str, Any] | None, digest: str) -> str:
     if not metrics:
         return "Not measured."
+    protocol = metrics.get("protocol") or {}
+    measured = protocol.get("model")
+    if measured not in (None, digest):
+        return (
+            f"Not measured. The evaluation found with this model is of other weights: {measured}, "
+            f"not {digest}."
+        )
     numbers = {
         name: f"{value:.6g}"
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     text = _table(numbers)
-    protocol = metrics.get("protocol")
+    if measured is None:
+        text += "\n\nThe evaluation does not say which weights it measured."
     if protocol:
         text += "\n\nProtocol:\n\n" + _block("json", json.dumps(protocol, indent=2))
     return text

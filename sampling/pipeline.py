@@ -31,6 +31,7 @@ from sampling.compiled import compiled, is_compiled
 from sampling.editing import edit
 from sampling.generate import Generated, check_specs, generate
 from sampling.model_card import TRAINING_FILE, model_card, read_training
+from sampling.seeds import as_integer, check_seeds
 from sampling.settings import SETTINGS_FILE, SamplingConfig, override, read_settings, save_settings
 from tokenizer.model import ImageTokenizer
 
@@ -107,7 +108,8 @@ class Pipeline:
     def model_card(self) -> str:
         """Markdown: architecture, classes, settings, and what is known of data and metrics."""
         size = self.image_tokenizer.config.image_size
-        return model_card(self.generator, size, to_dict(self.sampling), self.training)
+        digest = self.digest() if self.training.get("metrics") else ""  # reads all weights
+        return model_card(self.generator, size, to_dict(self.sampling), self.training, digest)
 
     def digest(self) -> str:
         """SHA-256 of the configs and weights of both models."""
@@ -166,7 +168,7 @@ class Pipeline:
         """Class number of a name or number; `num_classes` itself is the null class.
 
         Raises:
-            ValueError: unknown name (lists the closest) or a number out of range.
+            ValueError: unknown name (lists the closest), a number out of range or no integer.
         """
         if isinstance(label, str):
             if label in self.label_names:
@@ -174,12 +176,13 @@ class Pipeline:
             close = difflib.get_close_matches(label, self.label_names, n=3, cutoff=0.5)
             hint = f"closest: {', '.join(close)}" if close else _known(self.label_names)
             raise ValueError(f"unknown class {label!r}; {hint}")
-        if not 0 <= label <= self.generator.num_classes:
+        number = as_integer(label, "labels")
+        if not 0 <= number <= self.generator.num_classes:
             raise ValueError(
                 f"labels must be in [0, {self.generator.num_classes}] "
                 f"(the last is the null class), got {label}"
             )
-        return int(label)
+        return number
 
     def __call__(
         self,
@@ -195,15 +198,17 @@ class Pipeline:
 
         Args:
             labels: class numbers or names.
-            seeds: one integer per image; 0, 1, 2, ... when left out. The same label, seed, settings
-                and `batch_size` give the same image, bit for bit, whatever else is asked for.
+            seeds: an integer in [0, 2^32) per image; 0, 1, 2, ... when left out. The same label,
+                seed, settings and `batch_size` give the same image, bit for bit, whatever else is
+                asked for.
             batch_size: images at a time; fewer cost as much.
             progress: shows a bar.
             config: sampling settings instead of the pipeline's own.
             **overrides: fields of `SamplingConfig` that replace those of `config`.
 
         Raises:
-            ValueError: unknown labels, another number of seeds than labels, invalid settings.
+            ValueError: unknown labels, seeds out of range or of another number than the labels,
+                labels or seeds that are no integers, invalid settings.
         """
         sampling = override(config or self.sampling, overrides)
 
@@ -267,7 +272,7 @@ class Pipeline:
         progress: bool,
     ) -> list[Image.Image]:
         """Calls `draw` with the class numbers, seeds and positions of each group."""
-        seeds = range(len(labels)) if seeds is None else seeds
+        seeds = check_seeds(range(len(labels)) if seeds is None else seeds)
         if len(seeds) != len(labels):
             raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")
         if batch_size < 1:

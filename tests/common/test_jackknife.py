@@ -86,6 +86,21 @@ def test_errors_match_repeated_sampling() -> None:
     assert errors[0] == pytest.approx(spread, rel=0.4)
 
 
+def test_errors_of_nearest_neighbour_fractions_are_conservative() -> None:
+    reference = normal(200, 6, seed=11)
+    draws = [normal(200, 6, seed=seed, shift=0.3) for seed in range(60)]
+    found = [manifold_metrics(part, reference) for part in draws]
+    groups = deal_groups(200, 20)
+    without = [
+        manifold_without(part, reference, groups, neighbors=3, density_neighbors=5)
+        for part in draws[:8]
+    ]
+    for name in ("recall", "coverage"):
+        spread = np.std([getattr(metrics, name) for metrics in found], ddof=1)
+        errors = [jackknife_error(values[name]) for values in without]
+        assert 0.8 < np.mean(errors) / spread < 2.2, name
+
+
 def test_error_of_a_mean_is_the_textbook_one() -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).double()
     without = (values.sum() - values) / 999

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -35,6 +36,9 @@ class RealImages:
         self.dtype = torch.float32
         self.sampling = SamplingConfig(guidance_scale=1.5)
         self.calls: list[tuple[list[int], list[int]]] = []
+
+    def digest(self) -> str:
+        return "weights"
 
     def image(self, label: int, seed: int) -> Tensor:
         members = (self.dataset.labels == label).nonzero().flatten()
@@ -98,6 +102,8 @@ def test_protocol_says_what_was_sampled(dataset: ImageDataset) -> None:
     assert protocol["seeds"] == "image i has seed 7 + i"
     assert protocol["sampling"]["guidance_scale"] == 1.5
     assert (protocol["batch_size"], protocol["dtype"]) == (64, "torch.float32")
+    assert protocol["model"] == "weights"
+    assert protocol["reference"]["fingerprint"] == dataset.fingerprint
     assert protocol["reference"]["part"] == "eval"
     assert protocol["reference"]["data"]["path"] == "digits"
     assert protocol["reference"]["num_images"] == len(dataset)
@@ -115,6 +121,43 @@ def test_unequal_class_counts_are_refused_unless_told(dataset: ImageDataset) -> 
     assert not pipeline.calls
     config = EvaluationConfig(num_images=34, allow_unequal_classes=True, metrics=METRICS)
     assert run(pipeline, dataset, config).protocol["images_per_class"] == [3, 4]
+    few = replace(METRICS, kid_subset_size=6)
+    with pytest.raises(ValueError, match=r"num_images 6 .* 10 classes; choose 10 or"):
+        run(pipeline, dataset, EvaluationConfig(num_images=6, metrics=few))
+    config = EvaluationConfig(num_images=6, allow_unequal_classes=True, metrics=few)
+    assert run(pipeline, dataset, config).protocol["images_per_class"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "changes", "message"),
+    [
+        (30, {"kid_subset_size": 31}, "kid_subset_size 31 exceeds num_images 30"),
+        (40, {"max_reference": 30, "kid_subset_size": 31}, "31 exceeds max_reference 30"),
+        (500, {"kid_subset_size": 400}, r"400 exceeds the reference's number of images, \d{3}$"),
+        (40, {"num_resamples": 21}, "num_resamples 21 leaves less than 2 images of num_images 40"),
+        (30, {"neighbors": 30}, "neighbors 30 is not less than num_images 30"),
+        (30, {"max_reference": 25, "density_neighbors": 25}, "is not less than max_reference 25"),
+        (20, {"neighbors": 10, "num_resamples": 2}, "less than num_images 20 without one of num_r"),
+    ],
+)
+def test_counts_that_cannot_work_are_refused_before_anything_is_sampled(
+    dataset: ImageDataset, num_images: int, changes: dict[str, int], message: str
+) -> None:
+    pipeline = RealImages(dataset)
+    config = EvaluationConfig(num_images=num_images, metrics=replace(METRICS, **changes))
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, dataset, config)
+    assert not pipeline.calls
+
+
+def test_seeds_beyond_the_last_one_are_refused_before_anything_is_sampled(
+    dataset: ImageDataset,
+) -> None:
+    pipeline = RealImages(dataset)
+    config = EvaluationConfig(num_images=30, first_seed=2**32 - 29, metrics=METRICS)
+    with pytest.raises(ValueError, match="first_seed 4294967267 and num_images 30"):
+        run(pipeline, dataset, config)
+    assert not pipeline.calls
 
 
 def test_models_that_do_not_fit_the_data_are_refused(dataset: ImageDataset) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,47 @@ def test_model_card_says_what_is_known(pipeline: Pipeline, tmp_path: Path):
     (tmp_path / "model" / "training.json").write_text("{")
     with pytest.raises(ValueError, match="training is damaged"):
         Pipeline.from_pretrained(tmp_path / "model")
+
+
+def test_model_card_has_no_metrics_of_other_weights(pipeline: Pipeline, tmp_path: Path):
+    run = tmp_path / "run"
+    pipeline.save_pretrained(run)
+    metrics = {"gfid": 7.25, "protocol": {"model": pipeline.digest()}}
+    (run / "evaluation.json").write_text(json.dumps(metrics))
+    loaded = Pipeline.from_pretrained(run)
+    assert "| gfid | 7.25 |" in loaded.model_card()
+    assert "does not say which weights" not in loaded.model_card()
+    next(loaded.generator.parameters()).data.add_(1)  # trained on, say
+    card = loaded.model_card()
+    assert "7.25" not in card
+    assert f"is of other weights: {pipeline.digest()}, not {loaded.digest()}." in card
+    unknown = Pipeline(pipeline.image_tokenizer, pipeline.generator, None, {"metrics": {"gfid": 2}})
+    assert "| gfid | 2 |" in unknown.model_card()
+    assert "does not say which weights" in unknown.model_card()
+
+
+@pytest.mark.parametrize(
+    ("label", "seed", "message"),
+    [
+        (1.7, 0, r"labels must be integers, got 1\.7"),
+        (True, 0, "labels must be integers, got True"),
+        (None, 0, "labels must be integers, got None"),
+        (1, 1.2, r"seeds must be integers, got 1\.2"),
+        (1, True, "seeds must be integers, got True"),
+        (1, 2**32, "seeds must be in .* got 4294967296"),
+    ],
+)
+def test_numbers_are_not_rounded(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, label: Any, seed: Any, message: str
+):
+    monkeypatch.setattr("sampling.pipeline.generate", lambda *a: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=message):
+        pipeline([0] * 5 + [label], [0] * 5 + [seed])
+
+
+def test_integers_of_all_types_are_labels_and_seeds(pipeline: Pipeline):
+    one = pipeline([np.int64(1), torch.tensor(2)], torch.tensor([3, 4]))
+    assert pixels(one) == pixels(pipeline([1, 2], [3, 4]))
 
 
 def test_seeds_default_to_zero_one_two(pipeline: Pipeline):

@@ -15,7 +15,7 @@ from sampling.comparison import MetricsConfig
 from sampling.evaluation import EvaluationConfig, evaluate_generator
 from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
-from sampling.schedules import LinearRamp
+from sampling.schedules import LinearRamp, VarRamp
 from sampling.sweep import SweepConfig, SweepFolder, SweepRow, SweepRun, describe, grid, sweep
 from sampling.sweep_report import best, draw, lines, table
 from tests.sampling.tiny_pipeline import tiny_pipeline
@@ -188,6 +188,19 @@ def test_a_bad_grid_is_refused_before_anything_is_sampled(
     assert not (tmp_path / "sweep").exists()
 
 
+def test_fewer_images_than_a_metric_needs_are_refused_before_anything_is_sampled(
+    pipeline: Pipeline, dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "sample_features", lambda *a: pytest.fail("sampled"))
+    run = make_run(20)
+    large = replace(run.evaluation, metrics=replace(METRICS, kid_subset_size=25))
+    with pytest.raises(ValueError, match="kid_subset_size 25 exceeds num_images 20"):
+        sweep(
+            pipeline, dataset, replace(run, evaluation=large), tmp_path / "sweep", model="weights"
+        )
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_the_final_evaluation_has_other_seeds(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "configs" / "evaluation" / "digits.yaml"
     run = load_config(SweepRun, file, ["sweep.num_images=100"])
@@ -210,6 +223,9 @@ def test_settings_that_are_not_swept_are_the_evaluations(pipeline: Pipeline) -> 
     ]
     ramp = SamplingConfig(guidance_scale=LinearRamp(start=1.0, end=2.5), top_k=3.0)
     assert describe(ramp) == "guidance_scale linear 1→2.5, top_k 3"
+    assert describe(SamplingConfig(guidance_scale=VarRamp(cfg=1.5))) == "guidance_scale var 1.5"
+    var = from_dict(SweepConfig, {"guidance_scale": [{"kind": "var", "cfg": 4}]})
+    assert grid(var, base, pipeline.generator.spec)[0].guidance_scale == VarRamp(cfg=4.0)
     assert describe(SamplingConfig(temperature=0.9)) == "guidance_scale 1, temperature 0.9"
 
 
