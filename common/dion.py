@@ -207,7 +207,8 @@ def _like_parameter(parameter: nn.Parameter, name: str, state: Tensor) -> Tensor
     placements = parameter.placements
     if name == "Q" and not RowMatrix.of(parameter).is_transposed:
         placements = tuple(Replicate() for _ in placements)
-    return distribute_tensor(state, parameter.device_mesh, placements, src_data_rank=None)
+    part = distribute_tensor(state, parameter.device_mesh, placements, src_data_rank=None)
+    return part.clone()  # a view would keep the whole alive
 
 
 def _moment(parameter: nn.Parameter, state: dict[str, Any], name: str) -> Tensor:

@@ -1,8 +1,9 @@
 """Parameters sharded over processes (FSDP2 through Accelerate), and whole tensors on disk.
 
 `accelerate launch --use_fsdp --fsdp_version 2 ...` shards parameters, gradients, optimizer state
-and running averages. A checkpoint always holds whole tensors, so it can be resumed on any number of
-processes, sharded or not.
+and running averages. Modules whose class the trained module names in `_no_split_modules` (the
+generator's blocks) are gathered one at a time, and the rest as one. A checkpoint always holds whole
+tensors, so it can be resumed on any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -42,6 +44,9 @@ def set_up_sharding(accelerator: Accelerator) -> None:
     plugin = state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version: got {plugin.fsdp_version} (allowed: 2)")
+    if "FSDP_AUTO_WRAP_POLICY" not in os.environ:
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = None  # those of `_no_split_modules`
     # Every rank initialises the same weights, so nothing needs to be sent. Parameters stay fp32:
     # autocast chooses what is computed in bf16, and quantizers and normalisers must not be.
     plugin.cpu_ram_efficient_loading = False
@@ -76,10 +81,11 @@ def scatter(state: Any, like: Any) -> Any:
 
 
 def shard(whole: Tensor, like: DTensor) -> DTensor:
-    """This rank's part of a tensor that all ranks hold, laid out as `like`."""
-    return distribute_tensor(
+    """This rank's part of a tensor that all ranks hold, laid out as `like`; shares no memory."""
+    part: DTensor = distribute_tensor(
         whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
+    ).clone()  # a view would keep the whole alive
+    return part
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Any:
