@@ -7,6 +7,7 @@ step leaves nothing to save.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from torch.profiler import record_function
 from common.batches import Batch
 from common.config import config_class
 from common.sharding import shard, shard_optimizer_state
+
+logger = logging.getLogger(__name__)
 
 WARMDOWN_FRACTION = 0.2
 
@@ -80,6 +83,19 @@ def lr_at(config: ScheduleConfig, step: int, total_steps: int) -> float:
             length = max(1, round(WARMDOWN_FRACTION * total_steps))
             fraction = floor + (1 - floor) * min(1.0, max(0, total_steps - step) / length)
     return config.lr * fraction
+
+
+def warn_of_long_warmup(config: ScheduleConfig, total_steps: int) -> None:
+    """Logs a warning when a run ends before its warm-up: right for a trial, else a mistake."""
+    if config.warmup_steps > total_steps:
+        logger.warning(
+            "optimizer.warmup_steps is %d, above loop.steps %d: the learning rate ends at %.3g of "
+            "optimizer.lr %.3g",
+            config.warmup_steps,
+            total_steps,
+            lr_at(config, total_steps - 1, total_steps),
+            config.lr,
+        )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -218,7 +234,7 @@ class EMA(Generic[Module]):
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so early averages forget the
     initialisation. Buffers are copied. Give the unwrapped module; it may change device or become
-    sharded later. With a sharded module each rank averages its part.
+    sharded later. With a sharded module each rank keeps and averages its part.
     """
 
     def __init__(self, module: Module, decay: float) -> None:
@@ -227,17 +243,17 @@ class EMA(Generic[Module]):
         self.decay = decay
         self._module = module
         self._average: Module = copy.deepcopy(module).float().eval().requires_grad_(False)
-        self._shards: list[DTensor] = []  # newer than `_average` when there are any
+        self._shards: list[DTensor] = []  # when there are any, parameters of `_average` are empty
 
     @property
     def average(self) -> Module:
         """The averaged module, whole.
 
         When the module is sharded, the first access after an update gathers the parts: make it on
-        all ranks.
+        all ranks. They stay whole until the next update.
         """
         for whole, part in zip(self._average.parameters(), self._shards, strict=False):
-            whole.copy_(part.full_tensor())
+            whole.data = part.full_tensor()
         self._shards.clear()
         return self._average
 
@@ -253,8 +269,9 @@ class EMA(Generic[Module]):
         sharded = [parameter for parameter in online if isinstance(parameter, DTensor)]
         if sharded:
             if not self._shards:
-                pairs = zip(averages, sharded, strict=True)
-                self._shards = [shard(average, like) for average, like in pairs]
+                for average, like in zip(averages, sharded, strict=True):
+                    self._shards.append(shard(average, like))
+                    average.data = average.new_empty(0)
             averages = [part.to_local() for part in self._shards]
             online = [parameter.to_local() for parameter in sharded]
         torch._foreach_lerp_(averages, [p.float() for p in online], 1 - decay)
@@ -266,5 +283,4 @@ class EMA(Generic[Module]):
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._shards.clear()
-        self._average.load_state_dict(state)
+        self.average.load_state_dict(state)

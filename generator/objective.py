@@ -22,7 +22,8 @@ class GuardConfig:
 
     Args:
         gradient_norm: largest global gradient norm, before clipping.
-        abs_log_z: largest mean |log Z| of a batch.
+        abs_log_z: largest mean |log Z| of a step's tokens on all processes; of a token of several
+            factors (codebooks, bits, coordinates), the norm of theirs.
     """
 
     gradient_norm: Annotated[float, Field(gt=0)] | None = None
@@ -57,7 +58,10 @@ def accuracies(right: Sequence[Sequence[Tensor]], spec: TokenSpec) -> dict[str, 
 
 
 def check_limits(guard: GuardConfig, scalars: Mapping[str, Tensor]) -> None:
-    """Raises LimitError when a scalar is above its limit; reads the device if there is a limit."""
+    """Raises LimitError when a scalar is above its limit; reads the device if there is a limit.
+
+    Give scalars that are equal on all processes.
+    """
     limits = {"gradient_norm": guard.gradient_norm, "abs_log_z": guard.abs_log_z}
     for name, limit in limits.items():
         if limit is not None and not float(scalars[name]) <= limit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,8 @@ from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
 from common.images import from_uint8
 from common.loop import LoopConfig, Task
 from common.matrix_optimizers import AnyOptimizerConfig, build_any_optimizer
-from common.optim import EMA, gradient_step
+from common.optim import EMA, gradient_step, warn_of_long_warmup
+from generator.blocks import Block
 from generator.heads import TokenLoss
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.objective import (
@@ -72,7 +73,7 @@ class GeneratorTrainingConfig:
     guard: GuardConfig = GuardConfig()
     checkpoint_activations: bool = False
     compile: bool = False
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     num_eval_images: Annotated[int, Field(ge=1)] = 512
     seed: int = 0
 
@@ -90,6 +91,8 @@ class GeneratorTrainingConfig:
 
 class TeacherForcing(nn.Module):
     """Trunk and head in one forward pass, so that DDP sees every parameter used inside it."""
+
+    _no_split_modules: ClassVar[list[str]] = [Block.__name__]  # what FSDP gathers at a time
 
     def __init__(
         self, generator: NextScaleGenerator, *, checkpoint_activations: bool = False
@@ -144,6 +147,7 @@ class GeneratorTask(Task):
             self.self_correction = SelfCorrection(config.self_correction, image_tokenizer)
 
     def prepare(self, accelerator: Accelerator) -> None:
+        warn_of_long_warmup(self.config.optimizer, self.config.loop.steps)
         self.accelerator = accelerator
         self.image_tokenizer.to(accelerator.device)
         self.weights = self.weights.to(accelerator.device)
@@ -165,6 +169,9 @@ class GeneratorTask(Task):
             step=step,
             total_steps=self.config.loop.steps,
         )
+        if self.config.guard.abs_log_z is not None:
+            # All processes stop, or none: one alone would leave the others waiting.
+            scalars["abs_log_z"] = self.accelerator.reduce(scalars["abs_log_z"], "mean")
         check_limits(self.config.guard, scalars)
         self.ema.update(step)
         return scalars
@@ -265,12 +272,15 @@ class GeneratorTask(Task):
     def _losses(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, tokens: TokenPyramid
     ) -> dict[str, Tensor]:
-        """`loss` with gradient; mean nats per token and mean |log Z|, over all scales and each."""
+        """`loss` with gradient; mean nats per token and mean |log Z|, over all scales and each.
+
+        |log Z| is the root of the Z-loss: of a token of several factors, the norm of theirs.
+        """
         smoothing = self.config.label_smoothing
         with self.accelerator.autocast():
             losses = model(inputs, labels, tokens.indices, with_uniform=smoothing > 0)
         penalized = losses.smoothed(smoothing) + self.config.z_loss_weight * losses.z_loss  # (B, L)
-        abs_log_z = losses.log_z.detach().abs()
+        abs_log_z = losses.z_loss.detach().sqrt()
         found = {
             "loss": (penalized * self.weights).mean(),
             "nll": losses.nll.mean(),

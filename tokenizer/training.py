@@ -21,7 +21,7 @@ from common.data import Batch, ImageDataset, uniform_from_keys
 from common.images import from_uint8, make_grid, to_uint8
 from common.loop import Task
 from common.metrics import psnr
-from common.optim import EMA, build_optimizer, gradient_step
+from common.optim import EMA, build_optimizer, gradient_step, warn_of_long_warmup
 from tokenizer.adaptive import adaptive_weight
 from tokenizer.adversary import Adversary, AdversaryConfig
 from tokenizer.alignment import AlignmentConfig, VFAlignment
@@ -89,6 +89,7 @@ class TokenizerTask(Task):
             ValueError: sharded parameters with an adversary, an adaptive weight or revival of a
                 table's codes, or micro-batches that cut the discriminator's groups of samples.
         """
+        warn_of_long_warmup(self.config.optimizer, self.config.loop.steps)
         self.accelerator = accelerator
         self._check_processes()
         self.loss.to(accelerator.device)

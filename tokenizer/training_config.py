@@ -41,7 +41,7 @@ class TokenizerTrainingConfig:
     alignment: AlignmentConfig | None = None
     adversary: AdversaryConfig | None = None
     compile: bool = False
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     num_eval_images: int = 512
     seed: int = 0
 

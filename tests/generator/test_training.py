@@ -7,16 +7,18 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from common.config import to_dict
 from common.data import load_dataset, load_training_data
 from common.loop import fit
 from generator.blocks import FeedForward
+from generator.heads import TokenLoss
 from generator.model import NextScaleGenerator
 from generator.training import GeneratorTask, GeneratorTrainingConfig
 from scripts import extract_tokens, train_generator
@@ -144,6 +146,46 @@ def test_a_limit_stops_the_run(make_config: Any, image_tokenizer: ImageTokenizer
     config = make_config(guard={"abs_log_z": 5.0})
     with pytest.raises(RuntimeError, match=r"step 0: abs_log_z is 12\.\d+, guard\.abs_log_z is 5"):
         train(config, image_tokenizer)
+
+
+def test_a_limit_stops_all_processes(
+    make_config: Any, image_tokenizer: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over processes decides, here one that others have raised."""
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, value, reduction: value + 100)
+    with pytest.raises(RuntimeError, match=r"step 0: abs_log_z is 112\.\d"):
+        train(make_config(guard={"abs_log_z": 50.0}), image_tokenizer)
+
+
+def test_opposite_factors_do_not_hide_log_z(
+    make_config: Any, image_tokenizer: ImageTokenizer
+) -> None:
+    config = make_config()
+    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task.accelerator = Accelerator(cpu=True)
+    zeros = torch.zeros(2, image_tokenizer.spec.length)
+    losses = TokenLoss(nll=zeros, log_z=zeros, factor_squares=zeros + 3**2 + 4**2)
+    tokens = image_tokenizer.encode(torch.zeros(2, 3, 16, 16))
+    model = cast(nn.Module, lambda *arguments, **options: losses)
+    assert task._losses(model, zeros, zeros, tokens)["abs_log_z"] == pytest.approx(5)
+
+
+def test_a_warm_up_longer_than_the_run_is_told(
+    make_config: Any, image_tokenizer: ImageTokenizer
+) -> None:
+    config = make_config(
+        optimizer={"lr": 1e-3, "warmup_steps": 20}, loop={"steps": 1, "batch_size": 16}
+    )
+    train(config, image_tokenizer)
+    log = (Path(config.run) / "log.txt").read_text()
+    assert "optimizer.warmup_steps is 20, above loop.steps 1" in log
+    assert "ends at 5e-05 of optimizer.lr 0.001" in log
+
+
+@pytest.mark.parametrize("decay", [2.0, 1.0, -0.1])
+def test_ema_decay_is_a_fraction(make_config: Any, decay: float) -> None:
+    with pytest.raises(ValueError, match=rf"ema_decay: got {decay}"):
+        make_config(ema_decay=decay)
 
 
 def test_tokens_and_self_correction_exclude_each_other(make_config: Any) -> None:

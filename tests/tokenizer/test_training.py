@@ -229,3 +229,5 @@ def test_what_does_not_fit_is_refused(make_task):
         make_task(model=one_scale, prefix_weight=0.5)
     with pytest.raises(ValueError, match=r"start_step 4 must be below loop\.steps 4"):
         make_task(adversary={**PATCHGAN, "start_step": 4})
+    with pytest.raises(ValueError, match=r"ema_decay: got 2\.0"):
+        make_task(ema_decay=2.0)
