@@ -17,8 +17,8 @@ class GeneratorConfig:
     VAR lowers the second with depth.
 
     Raises:
-        ValueError: sizes below 1, a width that the heads do not divide, a head that rope2d cannot
-        split.
+        ValueError: sizes below 1 (the MLP's too), a width that the heads do not divide, a head that
+            rope2d cannot split.
     """
 
     depth: int
@@ -42,6 +42,10 @@ class GeneratorConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} must be divisible by num_heads {self.num_heads}")
+        if round(self.width * self.mlp_ratio) < 1:
+            raise ValueError(
+                f"width x mlp_ratio must be at least 1, got {self.width} x {self.mlp_ratio}"
+            )
         head_dim = self.width // self.num_heads
         if self.position == "rope2d" and head_dim % 4:
             raise ValueError(
