@@ -8,14 +8,25 @@ in place. Quantizers and pyramids are unknown here.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Tag
 
 from tokenizer.cnn import CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.vit import ViTConfig, ViTDecoder, ViTEncoder
 
-AutoencoderConfig = Annotated[CNNConfig | ViTConfig, Field(discriminator="kind")]
+
+def _kind(value: Any) -> str:
+    """Folders of the time when there was only the CNN name no `kind`."""
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "cnn"))
+    return str(getattr(value, "kind", "cnn"))
+
+
+AutoencoderConfig = Annotated[
+    Annotated[CNNConfig, Tag("cnn")] | Annotated[ViTConfig, Tag("vit")], Discriminator(_kind)
+]
 Encoder = CNNEncoder | ViTEncoder
 Decoder = CNNDecoder | ViTDecoder
 

@@ -9,6 +9,7 @@ from common.config import from_dict, to_dict
 from tokenizer import ImageTokenizer, TokenizerConfig
 from tokenizer.autoencoder import PRESETS, build_autoencoder, preset
 from tokenizer.cnn import CNNConfig
+from tokenizer.multiscale import PyramidConfig
 from tokenizer.recompute import run_layers
 from tokenizer.vit import ViTConfig, ViTEncoder
 
@@ -73,6 +74,13 @@ def test_presets_autoencode(name):
     assert small == name.endswith("-mini")
 
 
+def test_folders_from_before_there_were_kinds_hold_a_cnn():
+    config = TokenizerConfig(image_size=16, pyramid=PyramidConfig(scales=(8,)))
+    data = to_dict(config)
+    assert data["autoencoder"].pop("kind") == "cnn"
+    assert from_dict(TokenizerConfig, data) == config
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="no preset 'cnn-huge', known: cnn-base"):
         preset("cnn-huge")
@@ -100,9 +108,9 @@ def test_a_vit_tokenizer_of_one_scale_comes_back_from_its_folder(tmp_path):
     assert tokenizer.encoder.last_weight.grad.abs().sum() > 0
 
 
-def test_the_kind_is_required_and_sides_must_fit():
+def test_kinds_are_checked_and_sides_must_fit():
     rest = {"image_size": 16, "pyramid": {"scales": [8]}}
-    with pytest.raises(ValueError, match=r"autoencoder.*kind"):
-        from_dict(TokenizerConfig, {**rest, "autoencoder": {"channels": [32]}})
+    with pytest.raises(ValueError, match=r"autoencoder\.kind: got 'mlp' .*'cnn', 'vit'"):
+        from_dict(TokenizerConfig, {**rest, "autoencoder": {"kind": "mlp"}})
     with pytest.raises(ValueError, match=r"image_size 20 must be divisible by .* stride 8"):
         build_autoencoder(ViTConfig(), 24, 20)
