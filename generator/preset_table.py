@@ -39,7 +39,7 @@ def preset_table(
         row = preset(name)
         model = build_shapes(row.config, row.spec)
         count = sum(parameter.numel() for parameter in model.parameters())
-        # Weights, gradients and averages beside the optimizer's state.
+        # Weights, gradients (under DDP its buckets) and averages beside the optimizer's state.
         states = FP32_BYTES * (3 * count + state_size(model, optimizer))
         kept = [images * _activations(row, checkpointed) for checkpointed in (False, True)]
         flops = training_flops(model)

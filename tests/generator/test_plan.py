@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import from_dict, load_config
+from common.config import from_dict, load_config, to_dict
 from common.estimate import activations_per_image
 from common.matrix_optimizers import build_any_optimizer, state_size
 from generator import plan
@@ -33,6 +34,17 @@ RECIPES = {
     "imagenet256_var_d16": ("var-d16", 768, 333_637 * 768),
 }
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(196_560,), code_dim=24, latent_size=4)
+
+
+def test_overrides_that_a_recipe_quotes_load() -> None:
+    """Another kind of optimizer must not keep AdamW's learning rate."""
+    file = CONFIGS / "imagenet256_var_d16.yaml"
+    quoted = re.search(r"optimizer='(.*)'", file.read_text())
+    assert quoted is not None
+    config = load_config(GeneratorTrainingConfig, file, [f"optimizer={quoted[1]}"])
+    other = load_config(GeneratorTrainingConfig, CONFIGS / "imagenet256_infinity_cc_12.yaml")
+    changes = {"warmup_steps": 6673, "final_lr_fraction": 0.1}
+    assert to_dict(config.optimizer) == to_dict(other.optimizer) | changes
 
 
 @pytest.mark.parametrize("name", RECIPES)
