@@ -24,13 +24,15 @@ def build_accelerator(
     mixed = "bf16" if resolve_precision(precision) == "bf16" else "no"
     if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
         AcceleratorState._reset_state()  # an earlier fit of this process had another precision
+    # Buffers are equal on all ranks by construction, and a broadcast before every forward would
+    # change them in place between two forwards of one step. Gradients live in the buckets that are
+    # summed, and not beside them too.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(
         mixed_precision=mixed,
         log_with=list(trackers) or None,
         project_dir=str(run),
-        # Buffers are equal on all ranks by construction, and a broadcast before every forward
-        # would change them in place between two forwards of one step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[ddp],
     )
     set_up_sharding(accelerator)
     missing = set(trackers) - {str(tracker) for tracker in accelerator.log_with}

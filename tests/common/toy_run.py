@@ -9,14 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -59,6 +62,7 @@ class ToyTask(Task):
         self.ema = EMA(self.model, 0.9)
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, config.optimizer)
         self.seen: list[list[int]] = []
+        self.averaged = 0  # numbers of the average in this process's memory, after an update
         self.kill_at: int | None = None
         self.poison: tuple[int, str] | None = None
 
@@ -91,6 +95,8 @@ class ToyTask(Task):
             total_steps=self.config.loop.steps,
         )
         self.ema.update(step)
+        kept = [part.to_local() for part in self.ema._shards] + list(self.ema._average.parameters())
+        self.averaged = sum(x.untyped_storage().nbytes() // x.itemsize for x in kept)
         return scalars
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -197,27 +203,41 @@ def program(arguments: dict[str, Any], **environment: str) -> subprocess.Popen[s
     )
 
 
-def two_processes(arguments: dict[str, Any], folder: Path, **environment: str) -> list[Any]:
-    """What both ranks of `main` saved."""
+def in_processes(
+    count: int, work: Callable[..., None], *arguments: Any, **environment: str
+) -> None:
+    """Runs `work(rank, *arguments)` in `count` forks, which need not import anything anew."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    processes = [
-        program(
-            {"options": {}, **arguments, "out": str(folder / f"{rank}.pt")},
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            ACCELERATE_USE_CPU="true",
-            **environment,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    environment |= {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+    }
+    mp.start_processes(_process, (work, arguments, environment), count, start_method="fork")  # type: ignore[attr-defined]
+
+
+def _process(
+    rank: int, work: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str]
+) -> None:
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)  # those of the parent were not forked
+    AcceleratorState._reset_state(reset_partial_state=True)
+    work(rank, *arguments)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def two_processes(arguments: dict[str, Any], folder: Path, **environment: str) -> list[Any]:
+    """What both ranks of `main` saved."""
+    in_processes(2, _rank_of_main, arguments, folder, **environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _rank_of_main(rank: int, arguments: dict[str, Any], folder: Path) -> None:
+    main({"options": {}, **arguments, "out": str(folder / f"{rank}.pt")})
 
 
 def main(arguments: dict[str, Any]) -> None:
@@ -229,6 +249,8 @@ def main(arguments: dict[str, Any]) -> None:
             "state": gather(task.state_dict()),
             "seen": task.seen,
             "sharded": isinstance(next(task.model.parameters()), DTensor),
+            "averaged": task.averaged,
+            "gradients_in_buckets": getattr(task.model, "gradient_as_bucket_view", False),
         },
         arguments["out"],
     )
