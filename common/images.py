@@ -156,6 +156,25 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
+def check_image_path(path: str | Path, name: str) -> None:
+    """Refuses a file that `save_image` could not write, by its suffix.
+
+    Args:
+        name: the option that gave it, in the error message.
+
+    Raises:
+        ValueError: no suffix, or not one of a format that stores RGB images.
+    """
+    suffix = Path(path).suffix.lower()
+    try:
+        image_format = Image.registered_extensions()[suffix]
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=image_format)
+    except (KeyError, OSError, ValueError):
+        raise ValueError(
+            f"{name} {path}: no image can be written as {suffix!r}; choose .png, .jpg or .webp"
+        ) from None
+
+
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text

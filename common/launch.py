@@ -1,22 +1,34 @@
-"""The accelerator of one `fit`: devices, processes, number formats, trackers."""
+"""Accelerators: of a `fit` (devices, processes, number formats, trackers), of other programs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from common.precision import Precision, resolve_precision
 from common.sharding import set_up_sharding
+
+PATIENCE = timedelta(hours=12)
+
+
+def patient_accelerator() -> Accelerator:
+    """Accelerator of a program that trains nothing, whose processes wait hours for one another.
+
+    The main process alone extracts a reference of a million images or packs files. By default the
+    others give up after 10 minutes (NCCL) or 30 (gloo), and take the main process with them.
+    """
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def build_accelerator(
     *, precision: Precision, trackers: Sequence[str], run: str | Path
 ) -> Accelerator:
-    """Accelerator on whatever device and processes the launcher gives.
+    """Accelerator of a `fit`, on whatever device and processes the launcher gives.
 
     Raises:
         ValueError: a tracker whose package is not installed, or FSDP of version 1.

@@ -60,7 +60,7 @@ def open_images(path: str | Path, size: int) -> ImageSource:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = _image_paths(path)
         if not files:
             raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
         return FolderImages(files, size)
@@ -70,12 +70,18 @@ def open_images(path: str | Path, size: int) -> ImageSource:
 
 
 def read_labels(path: str | Path) -> Tensor | None:
-    """Class numbers `(N,)` of an npz file's images, its `arr_1`; None where there are none.
+    """Class numbers `(N,)` of the images of `open_images`, or None where one is not known.
+
+    Of an npz file its `arr_1`, of a folder the `label` among each PNG's settings (`save_png`).
 
     Raises:
-        ValueError: an `arr_1` that is not a list of integers.
+        ValueError: an `arr_1` that is not a list of integers, or a file that is no image.
     """
     path = Path(path)
+    if path.is_dir():
+        found = [_png_label(file) for file in _image_paths(path)]
+        known = [label for label in found if label is not None]
+        return torch.tensor(known) if known and len(known) == len(found) else None
     if path.suffix != ".npz" or not path.is_file():
         return None
     labels = _read_array(path, "arr_1", is_required=False)
@@ -84,6 +90,22 @@ def read_labels(path: str | Path) -> Tensor | None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{path}: arr_1 must be integers (N,), got {labels.dtype} {labels.shape}")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _png_label(path: Path) -> int | None:
+    try:
+        with Image.open(path) as file:
+            settings = json.loads(file.info.get(SETTINGS_KEY, "null"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    except ValueError:  # another program's text
+        return None
+    label = settings.get("label") if isinstance(settings, dict) else None
+    return label if type(label) is int else None  # neither a bool nor a name
 
 
 def _read_npz(path: Path, size: int) -> Tensor:

@@ -10,10 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from common.config import load_config
 from common.data import load_dataset
+from common.launch import patient_accelerator
 from sampling.evaluation import EvaluationRun, evaluate_generator
 from sampling.pipeline import Pipeline
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(EvaluationRun, arguments.config, arguments.overrides)
-    accelerator = Accelerator()
+    accelerator = patient_accelerator()
     pipeline = Pipeline.from_pretrained(arguments.pipeline).to(accelerator.device)
     dataset = load_dataset(config.data, train=config.reference == "train")
     result = evaluate_generator(

@@ -15,11 +15,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from common.config import load_config
 from common.data import load_dataset
 from common.images import save_image
+from common.launch import patient_accelerator
 from tokenizer.evaluation import TokenizerEvaluationRun, evaluate_tokenizer, prefix_pictures
 from tokenizer.model import ImageTokenizer
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(TokenizerEvaluationRun, arguments.config, arguments.overrides)
-    accelerator = Accelerator()
+    accelerator = patient_accelerator()
     image_tokenizer = ImageTokenizer.from_pretrained(arguments.model)
     image_tokenizer.to(config.device or accelerator.device)
     dataset = load_dataset(config.data, train=config.split == "train")

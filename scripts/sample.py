@@ -2,7 +2,8 @@
 
 One row of the grid per label, one column per seed. FOLDER is a pipeline or run folder or a Hub id.
 Sampling settings follow as key=value, for example guidance_scale=2.5 top_k=900
-'guidance_scale={kind: linear, start: 1, end: 3}'; otherwise the folder's own apply.
+'guidance_scale={kind: linear, start: 1, end: 3}' or, with VAR's cfg, '{kind: var, cfg: 1.5}';
+otherwise the folder's own apply.
 
 Many images, resumable, on all processes; image i has label i mod classes and seed i:
     accelerate launch scripts/sample.py FOLDER --count 50000 --folder images --npz images.npz
@@ -22,16 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
 from common.config import to_dict
-from common.images import decode_rgb, from_pil, save_grid
+from common.images import check_image_path, decode_rgb, from_pil, save_grid
+from common.launch import patient_accelerator
 from sampling.generate import SamplingConfig
 from sampling.image_files import is_saved, save_png, write_npz
-from sampling.options import class_name, file_name, parse_labels, parse_seeds, sampling_config
+from sampling.options import (
+    MAX_IMAGES,
+    class_name,
+    file_name,
+    parse_labels,
+    parse_seeds,
+    sampling_config,
+)
 from sampling.pipeline import GROUP, Pipeline
+from sampling.seeds import check_seeds
 from sampling.uploads import fit_square
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Loads the pipeline, draws this process's images, writes PNGs, grid and npz."""
     options = _parser().parse_intermixed_args(argv)
     _check(options)
-    accelerator = Accelerator()
+    accelerator = patient_accelerator()
     if accelerator.num_processes > 1 and options.folder is None:
         raise ValueError(f"{accelerator.num_processes} processes need a --folder for their images")
     pipeline = Pipeline.from_pretrained(options.model)
@@ -146,7 +155,7 @@ class Job:
         return [folder / f"{unique[label]}_seed{seed}.png" for label, seed in pairs]
 
     def settings(self) -> dict[str, Any]:
-        """What fixes the pixels next to label and seed."""
+        """What fixes the pixels of all images alike, next to label and seed."""
         return {
             "model": self.pipeline.digest(),
             "sampling": to_dict(self.config),
@@ -159,20 +168,25 @@ class Job:
     def fill(
         self, pairs: Sequence[tuple[int, int]], paths: Sequence[Path], *, progress: bool
     ) -> None:
-        """Draws the pairs whose files are missing.
+        """Draws the pairs whose files are missing; each file records all that made it.
 
         Raises:
             ValueError: files made with other settings.
         """
-        settings = self.settings()
-        missing = [i for i, path in enumerate(paths) if not is_saved(path, settings)]
+        shared = self.settings()
+
+        def settings(i: int) -> dict[str, Any]:
+            label, seed = pairs[i]
+            return {**shared, "label": label, "seed": seed}
+
+        missing = [i for i, path in enumerate(paths) if not is_saved(path, settings(i))]
         with tqdm(total=len(pairs), unit="image", disable=not progress) as bar:
             bar.update(len(pairs) - len(missing))
             for start in range(0, len(missing), self.batch_size):
                 part = missing[start : start + self.batch_size]
                 images = self.draw([pairs[i] for i in part], progress=False)
                 for i, image in zip(part, images, strict=True):
-                    save_png(image, paths[i], settings)
+                    save_png(image, paths[i], settings(i))
                 bar.update(len(part))
 
 
@@ -180,11 +194,16 @@ def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[
     """(label, seed) of each image: all labels with all seeds, or `--count` of them in turn.
 
     Raises:
-        ValueError: unknown labels, malformed seeds, or either more than once.
+        ValueError: unknown labels, malformed seeds, either more than once, or too many images.
     """
     labels, seeds = parse_labels(options.labels, pipeline), parse_seeds(options.seeds)
     if options.count is None:
+        if len(labels) * len(seeds) > MAX_IMAGES:
+            raise ValueError(
+                f"{len(labels)} labels with {len(seeds)} seeds are more than {MAX_IMAGES} images"
+            )
         return [(label, seed) for label in labels for seed in seeds]
+    check_seeds([seeds[0] + options.count - 1])
     return [(labels[i % len(labels)], seeds[0] + i) for i in range(options.count)]
 
 
@@ -215,8 +234,12 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     if options.count is not None and options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
+    if options.count is not None and options.count > MAX_IMAGES:
+        raise ValueError(f"--count must be at most {MAX_IMAGES}, got {options.count}")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.out is not None:
+        check_image_path(options.out, "--out")
     if options.npz is not None and options.folder is None:
         raise ValueError("--npz packs the images of a --folder, and there is none")
     if options.edit is None and (options.mask is not None or options.keep_scales):

@@ -16,12 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
 from tqdm import tqdm
 
 from common.config import load_config, save_config
 from common.data import load_dataset
 from common.files import replace_text
+from common.launch import patient_accelerator
 from common.plots import check_plots, save_figure
 from sampling.pipeline import Pipeline
 from sampling.sweep import SweepRun, describe, sweep
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     run = load_config(SweepRun, arguments.config, arguments.overrides)
     check_plots()
-    accelerator = Accelerator()
+    accelerator = patient_accelerator()
     pipeline = Pipeline.from_pretrained(arguments.pipeline).to(accelerator.device)
     model = Path(arguments.pipeline)
     folder = (

@@ -12,6 +12,7 @@ from PIL import Image
 
 from common.images import (
     UnreadableImageError,
+    check_image_path,
     decode_rgb,
     from_uint8,
     make_grid,
@@ -128,3 +129,12 @@ def test_save_grid_leaves_one_file(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
     with Image.open(path) as image:
         assert image.size[0] > 64
+
+
+def test_files_that_cannot_be_written_are_known_by_their_suffix(tmp_path: Path):
+    for name in ("grid.png", "deep/grid.JPG", "grid.webp"):
+        check_image_path(tmp_path / name, "--out")
+        save_grid(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), tmp_path / name)
+    for name, suffix in (("grid", ""), ("grid.pgn", ".pgn"), ("grid.xbm", ".xbm")):
+        with pytest.raises(ValueError, match=rf"--out .*{name}: no image can be .* as '{suffix}'"):
+            check_image_path(tmp_path / name, "--out")

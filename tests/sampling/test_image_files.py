@@ -74,6 +74,25 @@ def test_labels_come_from_arr_1(pixels: np.ndarray, tmp_path: Path) -> None:
         read_labels(path)
 
 
+def test_labels_of_a_folder_come_from_its_pngs(pixels: np.ndarray, tmp_path: Path) -> None:
+    assert read_labels(tmp_path) is None
+    for index, label in enumerate((3, 1, 4)):
+        path = tmp_path / f"{index % 2}" / f"{index}.png"  # sorted: 0, 2, 1
+        save_png(Image.fromarray(pixels[index]), path, {"label": label})
+    labels = read_labels(tmp_path)
+    assert labels is not None
+    assert labels.tolist() == [3, 4, 1]
+    order = [pixels[index] for index in (0, 2, 1)]
+    expected = torch.from_numpy(np.stack(order)).permute(0, 3, 1, 2)
+    assert torch.equal(open_images(tmp_path, 16).images_uint8(range(3)), expected)
+    for settings in ({}, {"label": "cat"}, {"label": True}):
+        save_png(Image.fromarray(pixels[3]), tmp_path / "one.png", settings)
+        assert read_labels(tmp_path) is None
+    (tmp_path / "one.png").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"one\.png is not a readable image"):
+        read_labels(tmp_path)
+
+
 def test_png_remembers_its_settings(pixels: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "one.png"
     assert not is_saved(path, {"top_k": 3})

@@ -10,7 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from scripts import evaluate_generator, evaluate_images, evaluate_tokenizer
+from sampling.pipeline import Pipeline
+from scripts import evaluate_generator, evaluate_images, evaluate_tokenizer, sample
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
 
@@ -44,12 +45,26 @@ def test_evaluate_generator(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     evaluate_generator.main([str(folder), str(CONFIGS / "digits.yaml"), *overrides])
     result = json.loads((folder / "evaluation.json").read_text())
     assert result["gfid"] > 0
+    assert result["protocol"]["model"] == Pipeline.from_pretrained(folder).digest()
     assert result["protocol"]["reference"]["num_images"] == 60
     assert result["protocol"]["reference"]["part"] == "eval"
     assert result["protocol"]["sampling"]["guidance_scale"] == 1.5
     printed = capsys.readouterr().out
     assert f"| {result['gfid']:.2f} |" in printed
     assert "warning: 30 generated images for 1280 features" in printed
+
+
+def test_counts_that_cannot_work_are_refused_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sampling.evaluation.sample_features", lambda *a: pytest.fail("sampled"))
+    data = ["data.path=digits", "data.eval_split=null", "data.image_size=16"]
+    few = [str(folder), str(CONFIGS / "cifar10.yaml"), *data, "evaluation.num_images=500"]
+    with pytest.raises(ValueError, match="kid_subset_size 1000 exceeds num_images 500"):
+        evaluate_generator.main(few)
+    few += ["evaluation.metrics.kid_subset_size=20", "evaluation.num_images=60"]
+    with pytest.raises(ValueError, match=r"num_resamples 50 leaves .* num_images 60"):
+        evaluate_generator.main(few)
 
 
 def test_evaluate_tokenizer_finds_the_tokenizer_of_a_pipeline(folder: Path, tmp_path: Path) -> None:
@@ -93,7 +108,15 @@ def test_evaluate_images_ranks_noise_below_real_images(
     assert results["train"]["protocol"]["num_images"] == 40
     assert results["train"]["protocol"]["reference"]["num_images"] == 40
     assert results["eval"]["protocol"]["num_images"] == 80
-    assert "| noise.npz |" in capsys.readouterr().out
+    counts = {name: result["protocol"]["images_per_class"] for name, result in results.items()}
+    assert counts["noise"] is None
+    assert 0 < counts["eval"][0] <= 8 <= counts["eval"][1]  # 80 real images of 10 classes
+    for name, result in results.items():
+        is_said = any("not known" in text for text in result["protocol"]["warnings"])
+        assert is_said == (name == "noise")
+    printed = capsys.readouterr().out
+    assert "| noise.npz |" in printed
+    assert "warning: the classes of the images are not known" in printed
 
 
 def test_labels_of_an_npz_must_be_equally_many(
@@ -122,6 +145,30 @@ def test_labels_of_an_npz_must_be_equally_many(
     np.savez(tmp_path / "images.npz", pixels, np.arange(30) % 10)
     with pytest.raises(ValueError, match="has 40 images, 30 labels"):
         evaluate_images.main(arguments)
+
+
+def test_labels_of_sampled_files_must_be_equally_many(folder: Path, tmp_path: Path) -> None:
+    sample.main([str(folder), "--count", "26", "--folder", str(tmp_path / "images")])
+    arguments = [
+        str(tmp_path / "images"),
+        str(CONFIGS / "digits.yaml"),
+        "data.image_size=16",
+        "data.max_images=60",
+        "evaluation.metrics.kid_subset_size=20",
+        "evaluation.metrics.extractor.size=32",
+        f"out={tmp_path / 'result.json'}",
+    ]
+    with pytest.raises(ValueError, match="classes have 2 to 3 images"):
+        evaluate_images.main(arguments)
+    evaluate_images.main([*arguments, "evaluation.allow_unequal_classes=true"])
+    protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
+    assert protocol["images_per_class"] == [2, 3]
+    assert not any("not known" in text for text in protocol["warnings"])
+    (tmp_path / "few").mkdir()
+    for path in sorted((tmp_path / "images").iterdir())[:10]:
+        path.rename(tmp_path / "few" / path.name)
+    with pytest.raises(ValueError, match="kid_subset_size 20 exceeds num_images 10"):
+        evaluate_images.main([str(tmp_path / "few"), *arguments[1:]])
 
 
 def measure_both(folder: Path, out: Path) -> None:
