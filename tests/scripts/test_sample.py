@@ -1,6 +1,10 @@
 """The sampling program."""
 
 import copy
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ from PIL import Image
 
 from generator.model import NextScaleGenerator
 from sampling.generate import SamplingConfig
+from sampling.image_files import read_labels
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp
 from scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
@@ -97,15 +102,29 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
         (["temperature=-1"], "temperature must be positive, got -1"),
         (["top_p=1.5"], r"top_p must be in \(0, 1\], got 1.5"),
         (["guidance_scale=[1, 2, 3]"], "guidance_scale lists 3 values, but there are 2 scales"),
+        (["temperature=1e-40"], r"temperature must be in \[1e-05, 100000\], got 1e-40"),
         (["--count", "0"], "--count must be at least 1, got 0"),
+        (["--count", "10000001"], "--count must be at most 10000000, got 10000001"),
+        (["--count", "8", "--seeds", "4294967295"], "seeds must be in .* got 4294967302"),
+        (["--out", "grid.pgn"], "--out grid.pgn: no image can be written as '.pgn'"),
+        (["--out", "grid"], "--out grid: no image can be written as ''"),
         (["--batch-size", "-1", "--folder", "x"], "--batch-size must be at least 1, got -1"),
         (["--npz", "images.npz"], "there is none"),
         (["--keep-scales", "1"], "none given"),
     ],
 )
-def test_mistakes_are_named(folder: Path, arguments: list[str], message: str):
+def test_mistakes_are_named(
+    folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sampling.pipeline.to_pil", lambda *a: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=message):
         main([str(folder), "--seeds", "0", *arguments])
+
+
+def test_more_images_than_can_be_listed_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scripts.sample.MAX_IMAGES", 20)
+    with pytest.raises(ValueError, match="3 labels with 8 seeds are more than 20 images"):
+        main([str(folder), "--seeds", "0:8"])
 
 
 def test_many_images_resume_and_are_packed(
@@ -145,14 +164,65 @@ def test_many_images_resume_and_are_packed(
         main([str(tmp_path / "other"), *arguments[1:]])
 
 
-def test_two_processes_draw_what_one_draws(pipeline: Pipeline, tmp_path: Path):
-    job = Job(pipeline, SamplingConfig(guidance_scale=2.0), 4, None)
-    pairs = [(i % 3, i) for i in range(7)]
-    alone, shared = (job.paths(pairs, tmp_path / name) for name in ("alone", "shared"))
-    job.fill(pairs, alone, progress=False)
-    for rank in range(2):
-        job.fill(pairs[rank::2], shared[rank::2], progress=False)
-    assert [path.read_bytes() for path in alone] == [path.read_bytes() for path in shared]
+# What `accelerate launch` starts; the others must outwait a main process that packs for an hour.
+PROGRAM = """
+import datetime, sys
+import torch
+from torch.distributed import distributed_c10d as distributed
+from scripts.sample import main
+main(sys.argv[1:])
+backend = distributed._get_default_group()._get_backend(torch.device("cpu"))
+assert backend.options._timeout > datetime.timedelta(hours=1), backend.options._timeout
+"""
+
+
+def test_two_gloo_processes_draw_what_one_draws(folder: Path, tmp_path: Path):
+    def arguments(name: str) -> list[str]:
+        files, packed = tmp_path / name, tmp_path / f"{name}.npz"
+        outputs = ["--folder", str(files), "--npz", str(packed), "--out", f"{files}.png"]
+        return [str(folder), "guidance_scale=2.0", "--count", "7", "--seeds", "3", *outputs]
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments("two")],
+            env={**environment, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        main(arguments("one"))  # meanwhile
+        assert [worker.wait(600) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    assert len(one) == 7
+    assert one == two
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with np.load(tmp_path / "one.npz") as a, np.load(tmp_path / "two.npz") as b:
+        assert np.array_equal(a["arr_0"], b["arr_0"])
+        assert np.array_equal(a["arr_1"], b["arr_1"])
+
+
+def test_files_know_their_labels(folder: Path, tmp_path: Path):
+    main([str(folder), "--labels", "2,cat", "--seeds", "0:2", "--folder", str(tmp_path / "x")])
+    labels = read_labels(tmp_path / "x")
+    assert labels is not None
+    assert labels.tolist() == [2, 2, 0, 0]  # files are sorted by name
 
 
 def test_classes_of_one_name_get_files_of_their_own(pipeline: Pipeline):
