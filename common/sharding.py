@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -82,10 +82,10 @@ def scatter(state: Any, like: Any) -> Any:
 
 def shard(whole: Tensor, like: DTensor) -> DTensor:
     """This rank's part of a tensor that all ranks hold, laid out as `like`; shares no memory."""
-    part: DTensor = distribute_tensor(
+    part = distribute_tensor(
         whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    ).clone()  # a view would keep the whole alive
-    return part
+    )
+    return cast(DTensor, part.clone())  # a view would keep the whole alive
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Any:
