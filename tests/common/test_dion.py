@@ -59,9 +59,10 @@ def random_gradients(shape: tuple[int, ...], count: int) -> list[Tensor]:
 def test_twenty_steps_equal_the_oracle(
     shape: tuple[int, ...], rank_fraction: float, method: str
 ) -> None:
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 2e-6)):
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
         gradients = random_gradients(shape, 20)
-        parameter = nn.Parameter(random_gradients(shape, 1)[0].to(dtype))
+        # Weights of a network's size: near 2, fp32 rounds by 1e-7 a step whatever the optimizer.
+        parameter = nn.Parameter(0.1 * random_gradients(shape, 1)[0].to(dtype))
         start = parameter.detach().double().flatten(1).numpy()
         optimizer = Dion(
             [parameter],
