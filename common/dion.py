@@ -28,8 +28,8 @@ ALGORITHMS = ("dion", "lion", "adamw")
 NORM_EPSILON = 1e-8
 ADAM_EPSILON = 1e-8
 # Columns of R are null up to this many machine epsilons of the longest one (1.5e-5 in fp32). Null
-# columns measured 1 to 5 at rank 11, at the first, random Q 10 to 500: there some may come through.
-NULL_FLOOR = 128
+# columns measured 1 to 5, but 10 to 500 at the first step, whose Q is random.
+NULL_FLOOR, FIRST_NULL_FLOOR = 128, 2048
 START, SKETCH = 0, 1  # streams of random numbers of a parameter
 
 
@@ -151,7 +151,8 @@ class Dion(torch.optim.Optimizer):
         oriented.addmm_(left, right.T, alpha=-(1 - group["mu"]))
         squares = torch.stack((right.square().sum(0), basis.square().sum(0)))
         norms, kept_norms = wide.sum(squares).sqrt()
-        null = norms <= NULL_FLOOR * torch.finfo(norms.dtype).eps * norms.max()
+        floor = NULL_FLOOR if int(state["step"]) else FIRST_NULL_FLOOR
+        null = norms <= floor * torch.finfo(norms.dtype).eps * norms.max()
         directions = right / (norms + NORM_EPSILON)
         basis.copy_(torch.where(null, basis / (kept_norms + NORM_EPSILON), directions))
         directions = torch.where(null, 0.0, directions)

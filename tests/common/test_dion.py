@@ -163,10 +163,22 @@ def test_a_step_lies_in_the_span_of_low_rank_gradients(shape: tuple[int, int], m
         torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
+def test_a_random_basis_lets_no_noise_through() -> None:
+    """Some first steps lose most of the precision: noise then reaches 500 epsilons."""
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        parameter = nn.Parameter(torch.zeros(96, 24))
+        parameter.grad = torch.randn(96, 8, generator=draw) @ torch.randn(8, 24, generator=draw)
+        Dion([parameter], lr=1.0, weight_decay=0.0, seed=seed).step()
+        norm = float(parameter.detach().norm()) / math.sqrt(96 / 24)
+        assert norm <= math.sqrt(8) + 1e-3  # eight columns of length one
+
+
 def test_gradients_of_full_rank_know_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = [nn.Parameter(torch.zeros(24, 24)) for _ in range(2)]
-    for parameter, floor in zip(parameters, (dion.NULL_FLOOR, 0), strict=True):
-        monkeypatch.setattr(dion, "NULL_FLOOR", floor)
+    for parameter, floor in zip(parameters, (1, 0), strict=True):
+        monkeypatch.setattr(dion, "NULL_FLOOR", floor * dion.NULL_FLOOR)
+        monkeypatch.setattr(dion, "FIRST_NULL_FLOOR", floor * dion.FIRST_NULL_FLOOR)
         optimizer = Dion([parameter])
         for gradient in random_gradients((24, 24), 8):
             parameter.grad = gradient.float()
