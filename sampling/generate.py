@@ -29,7 +29,7 @@ from tokenizer.multiscale import PyramidState
 from tokenizer.tokens import TokenPyramid, TokenSpec
 
 # Tokens are drawn in blocks of rows, so that dense logits stay under 64 MiB whatever the batch.
-MAX_LOGITS = 1 << 24
+MAX_LOGITS = 1 << 23  # 32 MiB of fp32: above, glibc maps fresh pages for every block
 
 # Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with.
 Revise = Callable[[PyramidState, Tensor], Tensor]
