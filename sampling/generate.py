@@ -28,8 +28,9 @@ from tokenizer.model import ImageTokenizer
 from tokenizer.multiscale import PyramidState
 from tokenizer.tokens import TokenPyramid, TokenSpec
 
-# Tokens are drawn in blocks of rows, so that dense logits stay under 64 MiB whatever the batch.
-MAX_LOGITS = 1 << 23  # 32 MiB of fp32: above, glibc maps fresh pages for every block
+# Tokens are drawn in blocks of rows, so that dense logits stay under 32 MiB whatever the batch: for
+# larger ones glibc maps fresh pages every time.
+MAX_LOGITS = 1 << 23
 
 # Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with.
 Revise = Callable[[PyramidState, Tensor], Tensor]
