@@ -119,19 +119,24 @@ def test_evaluate_images_ranks_noise_below_real_images(
     assert "warning: the classes of the images are not known" in printed
 
 
-def test_labels_of_an_npz_must_be_equally_many(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    arguments = [
-        str(tmp_path / "images.npz"),
+def _arguments(folder: Path, images: str) -> list[str]:
+    """Arguments of evaluate_images for images in `folder`, where the result goes, too."""
+    return [
+        str(folder / images),
         str(CONFIGS / "digits.yaml"),
         "data.image_size=16",
         "data.max_images=60",
         "evaluation.metrics.kid_subset_size=20",
         "evaluation.metrics.extractor.size=32",
-        f"out={tmp_path / 'result.json'}",
+        f"out={folder / 'result.json'}",
     ]
+
+
+def test_labels_of_an_npz_must_be_equally_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    arguments = _arguments(tmp_path, "images.npz")
     np.savez(tmp_path / "images.npz", pixels, np.array([0] * 13 + list(range(10)) * 2 + [1] * 7))
     with pytest.raises(ValueError, match="classes have 2 to 15 images"):
         evaluate_images.main(arguments)
@@ -149,15 +154,7 @@ def test_labels_of_an_npz_must_be_equally_many(
 
 def test_labels_of_sampled_files_must_be_equally_many(folder: Path, tmp_path: Path) -> None:
     sample.main([str(folder), "--count", "26", "--folder", str(tmp_path / "images")])
-    arguments = [
-        str(tmp_path / "images"),
-        str(CONFIGS / "digits.yaml"),
-        "data.image_size=16",
-        "data.max_images=60",
-        "evaluation.metrics.kid_subset_size=20",
-        "evaluation.metrics.extractor.size=32",
-        f"out={tmp_path / 'result.json'}",
-    ]
+    arguments = _arguments(tmp_path, "images")
     with pytest.raises(ValueError, match="classes have 2 to 3 images"):
         evaluate_images.main(arguments)
     evaluate_images.main([*arguments, "evaluation.allow_unequal_classes=true"])
