@@ -19,7 +19,7 @@ from generator.cost import cost_text
 from generator.heads import CategoricalHeadConfig, Head, build_head
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.tiles import forms_of_gpus
-from generator.training import GeneratorTrainingConfig, check_image_size
+from generator.training_config import GeneratorTrainingConfig, check_image_size
 from tokenizer import ImageTokenizer, TokenSpec
 from tokenizer.model import TokenizerConfig
 

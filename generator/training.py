@@ -8,85 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 
-from common.config import config_class
-from common.data import Batch, DataConfig, ImageDataset, uniform_from_keys
+from common.data import Batch, ImageDataset, uniform_from_keys
 from common.images import from_uint8
-from common.loop import LoopConfig, Task
-from common.matrix_optimizers import AnyOptimizerConfig, build_any_optimizer
+from common.loop import Task
+from common.matrix_optimizers import build_any_optimizer
 from common.optim import EMA, gradient_step, warn_of_long_warmup
 from generator.blocks import Block
 from generator.heads import TokenLoss
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.objective import (
-    GuardConfig,
-    ScaleWeights,
-    accuracies,
-    check_limits,
-    scale_weights,
-)
-from generator.self_correction import SelfCorrection, SelfCorrectionConfig
+from generator.model import NextScaleGenerator
+from generator.objective import accuracies, check_limits, scale_weights
+from generator.self_correction import SelfCorrection
+from generator.training_config import GeneratorTrainingConfig, check_classes, check_image_size
 from tokenizer import ImageTokenizer, TokenPyramid
-from tokenizer.model import TokenizerConfig
 
 CLASS_DROPOUT_STREAM = 101
 """Names the random stream of class dropout among a sample's streams (`uniform_from_keys`)."""
 
 MAX_ACCURACY_TOKENS = 512
 """Tokens of each scale that an evaluation's accuracy is taken over: it looks at all codes."""
-
-
-@config_class
-class GeneratorTrainingConfig:
-    """One stage-2 run: `python scripts/train_generator.py FILE.yaml tokenizer=FOLDER`.
-
-    Args:
-        tokens: folder of `scripts/extract_tokens.py` to read tokens from; None encodes images.
-        label_smoothing: share of the target that is uniform over all codes.
-        scale_weights: "inverse_side" weighs the tokens of a scale by one over the root of its area,
-            at a mean weight of one.
-        self_correction: errors in the token history.
-        guard: when to give up.
-        checkpoint_activations: gradients recompute what is inside blocks: less memory, more time.
-        compile: the generator's blocks with `torch.compile`.
-    """
-
-    run: str
-    tokenizer: str
-    data: DataConfig
-    model: GeneratorConfig
-    optimizer: AnyOptimizerConfig
-    loop: LoopConfig
-    tokens: str | None = None
-    z_loss_weight: float = 1e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    scale_weights: ScaleWeights = "uniform"
-    class_dropout: float = 0.1
-    self_correction: SelfCorrectionConfig | None = None
-    guard: GuardConfig = GuardConfig()
-    checkpoint_activations: bool = False
-    compile: bool = False
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    num_eval_images: Annotated[int, Field(ge=1)] = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.class_dropout < 1:
-            raise ValueError(f"class_dropout must lie in [0, 1), got {self.class_dropout}")
-        if self.z_loss_weight < 0:
-            raise ValueError(f"z_loss_weight must not be negative, got {self.z_loss_weight}")
-        if self.tokens is not None and self.self_correction is not None:
-            raise ValueError(
-                f"self_correction quantizes images anew, which tokens {self.tokens!r} replace: "
-                "set one of the two"
-            )
 
 
 class TeacherForcing(nn.Module):
@@ -290,21 +236,3 @@ class GeneratorTask(Task):
             found[f"nll_{k}"] = losses.nll[:, tokens.spec.scale_slice(k)].mean()
             found[f"abs_log_z_{k}"] = abs_log_z[:, tokens.spec.scale_slice(k)].mean()
         return found
-
-
-def check_classes(config: GeneratorTrainingConfig, data: ImageDataset) -> None:
-    """Raises ValueError unless the model has the classes of the data."""
-    if data.num_classes != config.model.num_classes:
-        raise ValueError(
-            f"model.num_classes is {config.model.num_classes}, but the data has "
-            f"{data.num_classes} classes {data.label_names[:5]}"
-        )
-
-
-def check_image_size(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
-    """Raises ValueError unless the data is cut to the tokenizer's images."""
-    if config.data.image_size != tokenizer.image_size:
-        raise ValueError(
-            f"data.image_size is {config.data.image_size}, but the tokenizer was trained at "
-            f"{tokenizer.image_size}"
-        )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.config import load_config
 from common.precision import resolve_precision
-from generator.training import GeneratorTrainingConfig
+from generator.training_config import GeneratorTrainingConfig
 from tokenizer import ImageTokenizer
 from tokenizer.token_cache import make_plan, start_cache, write_shards
 

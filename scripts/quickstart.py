@@ -26,7 +26,8 @@ from common.extractors import EfficientNetLite0Features
 from common.images import from_pil, from_uint8, make_grid, save_image, to_uint8
 from common.loop import Task, fit
 from common.metrics import save_metrics
-from generator.training import GeneratorTask, GeneratorTrainingConfig
+from generator.training import GeneratorTask
+from generator.training_config import GeneratorTrainingConfig
 from sampling import Pipeline, SamplingConfig
 from sampling.classifier import label_accuracy, train_classifier
 from sampling.comparison import MetricsConfig, evaluate_images

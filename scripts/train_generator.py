@@ -15,7 +15,8 @@ from common.estimate import is_local
 from common.precision import resolve_precision
 from common.program import TrainingData, training_program
 from generator.plan import describe
-from generator.training import GeneratorTask, GeneratorTrainingConfig, check_classes
+from generator.training import GeneratorTask
+from generator.training_config import GeneratorTrainingConfig, check_classes
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
 from tokenizer.model import TokenizerConfig

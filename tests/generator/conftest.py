@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config import from_dict
-from generator.training import GeneratorTrainingConfig
+from generator.training_config import GeneratorTrainingConfig
 from tokenizer import ImageTokenizer, TokenizerConfig
 from tokenizer.cnn import CNNConfig
 from tokenizer.multiscale import PyramidConfig

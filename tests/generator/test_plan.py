@@ -20,7 +20,8 @@ from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.presets import preset
 from generator.tiles import forms_of_gpus
-from generator.training import GeneratorTrainingConfig, TeacherForcing
+from generator.training import TeacherForcing
+from generator.training_config import GeneratorTrainingConfig
 from scripts import train_generator
 from tokenizer import ImageTokenizer, TokenSpec
 

@@ -20,7 +20,8 @@ from common.loop import fit
 from generator.blocks import FeedForward
 from generator.heads import TokenLoss
 from generator.model import NextScaleGenerator
-from generator.training import GeneratorTask, GeneratorTrainingConfig
+from generator.training import GeneratorTask
+from generator.training_config import GeneratorTrainingConfig
 from scripts import extract_tokens, train_generator
 from tokenizer import ImageTokenizer
 

@@ -15,7 +15,7 @@ import torch
 from common.config import load_config
 from generator import NextScaleGenerator
 from generator.heads import CategoricalHeadConfig
-from generator.training import GeneratorTrainingConfig
+from generator.training_config import GeneratorTrainingConfig
 from sampling import Pipeline, SamplingConfig
 from sampling.evaluation import EvaluationRun
 from scripts import train_generator, train_tokenizer
