@@ -150,7 +150,10 @@ def train_stage_2(
 def fit_in(
     seconds: float, config: Config, make_task: Callable[[Config], Task], train: ImageDataset
 ) -> None:
-    """Trains for about `seconds`: as many steps as fit, at most the config's own number."""
+    """Trains for about `seconds`: as many steps as fit, at most the config's own number.
+
+    A machine that was busy with other work while steps were timed gets more of them afterwards.
+    """
     with tempfile.TemporaryDirectory() as folder:
         timing = replace(config.loop, steps=TIMED_STEPS, log_every=TIMED_STEPS)
         probe = replace(config, loop=timing, run=folder)
@@ -164,11 +167,28 @@ def fit_in(
         spent = time.perf_counter() - start
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     speed = next(row["images_per_second"] for row in map(json.loads, lines) if "loss" in row)
-    fitting = int((seconds - spent) * speed / config.loop.batch_size)
-    loop = replace(config.loop, steps=max(MIN_STEPS, min(fitting, config.loop.steps)))
-    print(f"{speed:.0f} images/s: {loop.steps} steps of {loop.batch_size} images", flush=True)
-    config = replace(config, loop=loop)
-    fit(make_task(config), train, loop=loop, run=config.run, config=config, seed=config.seed)
+    limit, done = config.loop.steps, 0
+    is_new = not Path(config.run).exists()  # of a resumed run the time tells no speed
+    steps = max(MIN_STEPS, min(limit, int((seconds - spent) * speed / config.loop.batch_size)))
+    while done < steps:
+        print(f"{speed:.0f} images/s: {steps} steps of {config.loop.batch_size} images", flush=True)
+        config = replace(config, loop=replace(config.loop, steps=steps))
+        start = time.perf_counter()
+        fit(
+            make_task(config),
+            train,
+            loop=config.loop,
+            run=config.run,
+            config=config,
+            seed=config.seed,
+        )
+        seconds_of_run = time.perf_counter() - start
+        spent += seconds_of_run
+        speed = (steps - done) * config.loop.batch_size / seconds_of_run
+        done = steps
+        left = int((seconds - spent) * speed / config.loop.batch_size)
+        if is_new and left > done // 2:  # busy while the steps were timed: the run goes on
+            steps = min(limit, done + left)
 
 
 def reconstruction_grid(image_tokenizer: ImageTokenizer, data: ImageDataset) -> Image.Image:

@@ -1,14 +1,19 @@
 """The quickstart on a small folder of class folders, from images to metrics.json."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.config import load_config
+from common.loop import LoopConfig
 from sampling import Pipeline
 from scripts import quickstart
+from tokenizer.training import TokenizerTrainingConfig
 
 
 @pytest.fixture
@@ -55,3 +60,35 @@ def test_a_folder_of_images_becomes_a_measured_pipeline(
     assert str(out / "samples.png") in capsys.readouterr().out
     with pytest.raises(SystemExit):  # never overwrites a finished run
         quickstart.main(["--out", str(out)])
+
+
+def test_a_machine_that_was_busy_while_timed_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, runs = [0.0], []
+
+    def fit(task: Any, train: Any, *, loop: LoopConfig, run: str, **rest: Any) -> None:
+        """One step of 10 images a second while timed, ten steps a second later."""
+        speed = 10.0 if loop.steps == quickstart.TIMED_STEPS else 100.0
+        clock[0] += (loop.steps - (runs[-1] if runs else 0)) * 10 / speed
+        if loop.steps == quickstart.TIMED_STEPS:
+            row = {"step": loop.steps, "loss": 1.0, "images_per_second": speed}
+            (Path(run) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        else:
+            runs.append(loop.steps)
+
+    monkeypatch.setattr(quickstart, "fit", fit)
+    monkeypatch.setattr(quickstart.time, "perf_counter", lambda: clock[0])
+    config = load_config(TokenizerTrainingConfig, quickstart.CONFIGS / "debug" / "tokenizer.yaml")
+    loop = replace(config.loop, steps=700, batch_size=10)
+    config = replace(config, loop=loop, run=str(tmp_path / "run"))
+    seconds = quickstart.TIMED_STEPS + 50.0
+    quickstart.fit_in(seconds, config, lambda _: None, None)  # type: ignore[arg-type, return-value]
+    assert runs == [50, 500]  # 5 s of the 50, then the other 45
+    runs.clear()
+    quickstart.fit_in(seconds + 50, config, lambda _: None, None)  # type: ignore[arg-type, return-value]
+    assert runs == [100, 700]  # never above the config's own number
+    runs.clear()
+    (tmp_path / "run").mkdir()
+    quickstart.fit_in(seconds, config, lambda _: None, None)  # type: ignore[arg-type, return-value]
+    assert runs == [50]  # a resumed run is only finished
