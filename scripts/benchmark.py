@@ -1,5 +1,5 @@
 """Measures: `python scripts/benchmark.py search [--sizes 680]`, `head`, `train-step`,
-`sample` or `codes`.
+`step-costs`, `sample` or `codes`.
 
 `search` times the exact nearest-code search of the Leech lattice, eager and compiled, against brute
 force over all 196,560 codes: in tiles of several sizes (the best one counts), over half the codes
@@ -13,6 +13,11 @@ brute force instead, and fails if any product falls short of the largest by 1e-6
 rounds, and measures what they need beyond weights and gradients (`generator.heads.head_benchmark`).
 `train-step` splits a training step of the generator into what multiplies matrices and what does
 not: `train-step --shapes infinity-cc-12 --precisions fp32 bf16 --images 4`.
+`step-costs` compares whole training steps of a run with several heads and with several optimizers,
+all in the same rounds, on random tokens (`generator.step_costs`). Values are those of training's
+`model.head=` and `optimizer=`; an optimizer without clip_norm clips as the config's. The tokenizer
+is a trained one or a config of stage 1: `step-costs configs/generator/cifar10_leech.yaml
+tokenizer=configs/tokenizer/cifar10_leech.yaml loop.batch_size=16 --repeats 9 --clock cpu`.
 `sample` times `generate` at published shapes against a straightforward sampler with the same
 weights, and beside both what the matrix products alone take (`sampling.sample_benchmark`).
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
@@ -21,22 +26,45 @@ weights, and beside both what the matrix products alone take (`sampling.sample_b
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from common.config import load_config
+from common.precision import resolve_precision
 from common.timing import CLOCKS
 from generator.heads.head_benchmark import time_heads
 from generator.step_benchmark import Step, benchmark_shape, time_step
+from generator.step_costs import time_steps
+from generator.training_config import GeneratorTrainingConfig
 from sampling.sample_benchmark import SHAPES, build_pipeline, report
+from tokenizer import ImageTokenizer
 from tokenizer.lattices import leech
 from tokenizer.lattices.codes import build_code
 from tokenizer.lattices.geometry import code_geometry
 from tokenizer.lattices.machine_speed import measure_speed
 from tokenizer.lattices.search_benchmark import compare, exactness
+from tokenizer.training import TokenizerTrainingConfig
 
 LARGEST_LOSS = 1e-6  # relative, of an exact search in float32
+HEADS = (
+    "{kind: lattice}",
+    "{kind: lattice, num_mixtures: 2}",
+    "{kind: lattice, num_mixtures: 4}",
+    "{kind: lattice, num_mixtures: 8}",
+    "{kind: coordinates}",
+    "{kind: categorical}",
+)
+OPTIMIZERS = (
+    "{kind: adamw}",
+    "{kind: muon}",
+    "{kind: dion}",
+    "{kind: dion, rank_fraction: 0.5}",
+    "{kind: dion, rank_fraction: 0.25}",
+)
 
 
 def run_search(options: argparse.Namespace) -> None:
@@ -123,6 +151,39 @@ def run_train_step(options: argparse.Namespace) -> None:
             print(time_step(step, repeats=options.repeats, clock=CLOCKS[options.clock]), flush=True)
 
 
+def run_step_costs(options: argparse.Namespace) -> None:
+    """Prints a table of heads and one of optimizers, then what encoding takes."""
+    config = load_config(GeneratorTrainingConfig, options.config, options.overrides)
+    parts = {"model.head": options.heads, "optimizer": options.optimizers}
+    configs: dict[str, GeneratorTrainingConfig] = {}
+    for override in (f"{part}={value}" for part, values in parts.items() for value in values):
+        found = load_config(GeneratorTrainingConfig, options.config, [*options.overrides, override])
+        clip_norm = found.optimizer.clip_norm or config.optimizer.clip_norm
+        configs[override] = replace(found, optimizer=replace(found.optimizer, clip_norm=clip_norm))
+    image_tokenizer = _open_tokenizer(config.tokenizer)
+    costs = time_steps(
+        configs, image_tokenizer, repeats=options.repeats, clock=CLOCKS[options.clock]
+    )
+    print(
+        f"{resolve_precision(config.loop.precision)}, {costs.images} images of "
+        f"{image_tokenizer.spec.length} random tokens, {torch.get_num_threads()} threads, "
+        f"{options.clock} time, medians of {options.repeats} interleaved rounds"
+    )
+    for part, values in parts.items():
+        names = {f"{part}={value}": f"`{value}`" for value in values}
+        if names:
+            print(f"\n{costs.table(f'`{part}`', names)}")
+    milliseconds = 1e3 * statistics.median(costs.encoding)
+    print(f"\nNot in these steps: encoding their images, {milliseconds:.1f} ms a step.")
+
+
+def _open_tokenizer(source: str) -> ImageTokenizer:
+    """A trained tokenizer, or one of random weights by a YAML file of stage 1."""
+    if source.endswith(".yaml"):
+        return ImageTokenizer(load_config(TokenizerTrainingConfig, source).model)
+    return ImageTokenizer.from_pretrained(source)
+
+
 def _add_search(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     search = commands.add_parser("search", help="nearest code of the Leech lattice")
     search.add_argument("--sizes", type=int, nargs="+", default=[521, 680, 16_384, 262_144])
@@ -155,6 +216,17 @@ def _add_train_step(commands: argparse._SubParsersAction[argparse.ArgumentParser
     step.add_argument("--repeats", type=int, default=3)
     step.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     step.set_defaults(run=run_train_step)
+
+
+def _add_step_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    costs = commands.add_parser("step-costs", help="training steps by head and by optimizer")
+    costs.add_argument("config", help="YAML file of configs/generator")
+    costs.add_argument("overrides", nargs="*", metavar="key=value")
+    costs.add_argument("--heads", nargs="*", default=HEADS, metavar="YAML")
+    costs.add_argument("--optimizers", nargs="*", default=OPTIMIZERS, metavar="YAML")
+    costs.add_argument("--repeats", type=int, default=5)
+    costs.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    costs.set_defaults(run=run_step_costs)
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -193,7 +265,7 @@ def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 # A subcommand is a function that adds its options and sets what runs them.
-SUBCOMMANDS = (_add_search, _add_head, _add_train_step, _add_sample, _add_codes)
+SUBCOMMANDS = (_add_search, _add_head, _add_train_step, _add_step_costs, _add_sample, _add_codes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

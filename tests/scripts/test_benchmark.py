@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from generator import step_costs
 from generator.heads import CategoricalHeadConfig
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.presets import preset
+from generator.training_config import GeneratorTrainingConfig
 from sampling.pipeline import Pipeline
 from sampling.sample_benchmark import SHAPES, build_pipeline
 from scripts import benchmark
@@ -82,6 +86,64 @@ def test_train_step_shows_phases_and_kinds(capsys: pytest.CaptureFixture[str]) -
     assert {"trunk forward", "optimizer", "linear layers", "attention products"} <= {
         part[2] for part in parts
     }
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STEP_COSTS = [
+    "step-costs",
+    str(CONFIGS / "generator" / "cifar10_leech.yaml"),
+    f"tokenizer={CONFIGS / 'tokenizer' / 'cifar10_leech.yaml'}",
+    *("model.depth=1", "model.width=24", "model.num_heads=1", "loop.batch_size=1"),
+]
+
+
+def test_step_costs_prints_a_table_of_heads_and_one_of_optimizers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: dict[str, GeneratorTrainingConfig] = {}
+
+    def time_steps(configs: dict[str, GeneratorTrainingConfig], *rest: Any, **options: Any) -> Any:
+        timed.update(configs)
+        return step_costs.time_steps(configs, *rest, **options)
+
+    monkeypatch.setattr(benchmark, "time_steps", time_steps)
+    heads = ["{kind: lattice}", "{kind: coordinates}"]
+    optimizers = ["{kind: adamw, clip_norm: 0.5}", "{kind: muon}"]
+    benchmark.main([*STEP_COSTS, "--heads", *heads, "--optimizers", *optimizers, "--repeats", "1"])
+    text = capsys.readouterr().out
+    assert "1 images of 103 random tokens" in text
+    assert "encoding their images" in text.splitlines()[-1]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    tables = [row for row in rows if len(row) == 5 and row[0] != "---"]
+    names = [row[0] for row in tables]
+    assert names == ["model.head", *heads, "optimizer", *optimizers]
+    assert (tables[1][2], tables[4][2]) == ("1.000", "1.000")
+    kinds = [(found.model.head.kind, found.optimizer.kind) for found in timed.values()]
+    assert kinds == [
+        ("lattice", "dion"),
+        ("coordinates", "dion"),
+        ("lattice", "adamw"),
+        ("lattice", "muon"),
+    ]
+    # The config's, where a value has none.
+    assert [found.optimizer.clip_norm for found in timed.values()] == [1.0, 1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--heads", "{kind: leech}"], r"model\.head\.kind: got 'leech' \(allowed: 'lattice'"),
+        (["--heads", "lattice"], r"model\.head: got 'lattice'"),
+        (
+            ["--optimizers", "{kind: dion, rank: 1}"],
+            r"optimizer\.rank: got 1, but there is no such",
+        ),
+        (["--heads", "--optimizers"], "got 0 variants"),
+    ],
+)
+def test_step_costs_names_what_is_wrong(options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        benchmark.main([*STEP_COSTS, *options])
 
 
 def test_sample_prints_a_table_per_shape_and_batch(
