@@ -41,7 +41,7 @@ from sampling.options import (
 )
 from sampling.pipeline import GROUP, Pipeline
 from sampling.seeds import check_seeds
-from sampling.uploads import fit_square
+from sampling.uploads import fit_square, open_upload
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.compile:
         pipeline.compile()
     config = sampling_config(pipeline.sampling, options.config, options.overrides)
+    config.resolve(pipeline.generator.spec)  # what does not fit is told before anything is drawn
     pairs = choose_pairs(options, pipeline)
     job = Job(pipeline, config, options.batch_size, Edit.of(options, pipeline))
     if options.folder is None:
@@ -97,12 +98,12 @@ class Edit:
         """Reads the image and the mask, resized and cropped alike to the model's size.
 
         Raises:
-            ValueError: unreadable files, or a mask of another size than the image.
+            ValueError: files that `open_upload` refuses, or a mask of another size than the image.
         """
         if options.edit is None:
             return None
-        image = decode_rgb(options.edit)
-        mask = None if options.mask is None else decode_rgb(options.mask)
+        image = _open("--edit", options.edit)
+        mask = None if options.mask is None else _open("--mask", options.mask)
         if mask is not None and mask.size != image.size:
             raise ValueError(
                 f"--mask must have the size of the image {image.size}, got {mask.size}"
@@ -207,6 +208,13 @@ def choose_pairs(options: argparse.Namespace, pipeline: Pipeline) -> list[tuple[
     return [(labels[i % len(labels)], seeds[0] + i) for i in range(options.count)]
 
 
+def _open(option: str, path: str) -> Image.Image:
+    try:
+        return open_upload(path)
+    except ValueError as error:
+        raise ValueError(f"{option} {path}: {error}") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -240,10 +248,22 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.out is not None:
         check_image_path(options.out, "--out")
-    if options.npz is not None and options.folder is None:
-        raise ValueError("--npz packs the images of a --folder, and there is none")
+    if options.folder is not None and Path(options.folder).is_file():
+        raise ValueError(f"--folder {options.folder} is a file")
+    if options.npz is not None:
+        _check_npz(options)
     if options.edit is None and (options.mask is not None or options.keep_scales):
         raise ValueError("--mask and --keep-scales say what to keep of an --edit image: none given")
+
+
+def _check_npz(options: argparse.Namespace) -> None:
+    if options.folder is None:
+        raise ValueError("--npz packs the images of a --folder, and there is none")
+    path = Path(options.npz)
+    if path.suffix != ".npz" or path.is_dir():
+        raise ValueError(f"--npz must be a file that ends in .npz, got {options.npz}")
+    if options.shuffle_seed < 0:
+        raise ValueError(f"--shuffle-seed must be at least 0, got {options.shuffle_seed}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,12 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
         (["--out", "grid"], "--out grid: no image can be written as ''"),
         (["--batch-size", "-1", "--folder", "x"], "--batch-size must be at least 1, got -1"),
         (["--npz", "images.npz"], "there is none"),
+        (["--npz", "images.png", "--folder", "x"], "--npz must be .* .npz, got images.png"),
+        (
+            ["--npz", "a.npz", "--folder", "x", "--shuffle-seed", "-1"],
+            "--shuffle-seed must be at least 0, got -1",
+        ),
+        (["--folder", __file__], "--folder .* is a file"),
         (["--keep-scales", "1"], "none given"),
     ],
 )
@@ -117,8 +123,39 @@ def test_mistakes_are_named(
     folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("sampling.pipeline.to_pil", lambda *a: pytest.fail("drawn"))
+    monkeypatch.setattr(Job, "fill", lambda *a, **k: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=message):
         main([str(folder), "--seeds", "0", *arguments])
+
+
+def test_settings_are_checked_before_anything_is_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Job, "draw", lambda *a, **k: pytest.fail("drawn"))
+    monkeypatch.setattr(Job, "settings", lambda *a: pytest.fail("weights read"))
+    with pytest.raises(ValueError, match="top_p must be in"):
+        main([str(folder), "--folder", str(tmp_path / "files"), "top_p=1.5"])
+    assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_files_to_edit_are_refused_by_name(folder: Path, tmp_path: Path):
+    given, notes, huge = (tmp_path / name for name in ("given.png", "notes.png", "huge.png"))
+    Image.new("RGB", (16, 16)).save(given)
+    notes.write_text("no image")
+    Image.new("1", (10_000, 10_000)).save(huge)
+    missing = tmp_path / "missing.png"
+    for path, message in (
+        (notes, "notes.png is not an image"),
+        (huge, "huge.png has 10000 x 10000 = 100.0 million pixels, at most 50 million are taken"),
+        (missing, "missing.png is not a readable image"),
+    ):
+        for option, files in (
+            ("--edit", ["--edit", path]),
+            ("--mask", ["--edit", given, "--mask", path]),
+        ):
+            with pytest.raises(ValueError, match=f"^{option} {path}: {message}"):
+                main([str(folder), "--labels", "cat", "--seeds", "0", *map(str, files)])
 
 
 def test_more_images_than_can_be_listed_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
