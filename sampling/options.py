@@ -19,6 +19,7 @@ RAMPS: dict[str, tuple[str, ...]] = {  # numbers of a ramp by their names, in th
     "var": ("cfg",),
 }
 MAX_IMAGES = 10_000_000  # whose labels and seeds are listed in memory
+LONGEST = 100  # characters of a number, and of a text that an error message repeats
 
 
 def parse_label(text: str, pipeline: Pipeline) -> int:
@@ -28,12 +29,12 @@ def parse_label(text: str, pipeline: Pipeline) -> int:
         ValueError: unknown names, numbers out of range.
     """
     text = text.strip()
-    if text not in pipeline.label_names:
-        if text.isdecimal():
-            return pipeline.label_index(int(text))
-        if text.startswith("#") and text[1:].isdecimal():
-            return pipeline.label_index(int(text[1:]))
-    return pipeline.label_index(text)
+    if text in pipeline.label_names:
+        return pipeline.label_index(text)
+    if len(text) > LONGEST:
+        raise ValueError(f"unknown class {_shown(text)}")
+    number = text.removeprefix("#")
+    return pipeline.label_index(int(number) if number.isdecimal() else text)
 
 
 def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
@@ -47,7 +48,7 @@ def parse_labels(text: str, pipeline: Pipeline) -> list[int]:
     labels = [parse_label(part, pipeline) for part in _split_names(text, pipeline.label_names)]
     if twice := _repeated(labels):
         raise ValueError(
-            f"labels {text!r} have class {class_name(twice[0], pipeline)} more than once"
+            f"labels {_shown(text)} have class {class_name(twice[0], pipeline)} more than once"
         )
     return labels
 
@@ -76,17 +77,18 @@ def parse_seeds(text: str, most: int = MAX_IMAGES) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, colon, last = part.strip().partition(":")
-        if not first.isdecimal() or (colon and not last.isdecimal()):
-            raise ValueError(f"seeds must look like 0:8 or 1,5,10:12, got {text!r}")
+        is_number = first.isdecimal() and (last.isdecimal() or not colon)
+        if not is_number or len(part) > LONGEST:
+            raise ValueError(f"seeds must look like 0:8 or 1,5,10:12, got {_shown(text)}")
         start, stop = int(first), int(last) if colon else int(first) + 1
         if len(seeds) + stop - start > most:  # before any list is made
-            raise ValueError(f"seeds {text!r} are more than {most} images")
+            raise ValueError(f"seeds {_shown(text)} are more than {most} images")
         if stop <= start:
-            raise ValueError(f"seeds {text!r}: {part.strip()} is an empty range")
+            raise ValueError(f"seeds {_shown(text)}: {part.strip()} is an empty range")
         check_seeds([stop - 1])
         seeds += range(start, stop)
     if twice := _repeated(seeds):
-        raise ValueError(f"seeds {text!r} have {twice[0]} more than once")
+        raise ValueError(f"seeds {_shown(text)} have {twice[0]} more than once")
     return seeds
 
 
@@ -107,14 +109,14 @@ def parse_schedule(text: str, name: str) -> Any:
         keys = RAMPS[kind]
         if not len(keys) - (kind == "power") <= len(numbers) <= len(keys):
             form = " ".join([kind, *(key.upper() for key in keys)])
-            raise ValueError(f"{name}: a {kind} ramp is '{form}', got {text!r}")
-        ramp = zip(keys, map(read_yaml_text, numbers), strict=False)
-        return {"kind": kind, **dict(ramp)}
-    value = read_yaml_text(f"[{text}]" if "," in text and text[0] not in "[{" else text)
+            raise ValueError(f"{name}: a {kind} ramp is '{form}', got {_shown(text)}")
+        values = [_read_value(number, name) for number in numbers]
+        return {"kind": kind, **dict(zip(keys, values, strict=False))}
+    value = _read_value(f"[{text}]" if "," in text and text[0] not in "[{" else text, name)
     if isinstance(value, bool) or not isinstance(value, (int, float, list, dict)):
         raise ValueError(
             f"{name} must be a number, one number per scale (1, 2, 3) or a ramp (linear 1 3), "
-            f"got {text!r}"
+            f"got {_shown(text)}"
         )
     return value
 
@@ -159,8 +161,21 @@ def sampling_config(
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"override {text!r}: expected key=value, e.g. guidance_scale=2.5")
-        values[key] = read_yaml_text(value)
+        values[key] = _read_value(value, key)
     return override(base, values)
+
+
+def _read_value(text: str, name: str) -> Any:
+    """YAML, whose errors say which setting they are of."""
+    try:
+        return read_yaml_text(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _shown(text: str) -> str:
+    """A text in quotes; of a long one the beginning."""
+    return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}..."
 
 
 def _number(value: float) -> str:

@@ -245,8 +245,11 @@ class Pipeline:
             raise ValueError(f"got {len(labels)} labels but {len(images)} images")
         side = self.image_tokenizer.config.image_size
         for image in (*images, *([] if mask is None else [mask])):
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"images and mask must be PIL images, got {type(image).__name__}")
             if image.size != (side, side):
                 raise ValueError(f"images and mask must be {side} x {side}, got {image.size}")
+        keep_scales = as_integer(keep_scales, "keep_scales")
         area = None if mask is None else from_pil([mask.convert("RGB")])[0, 0] > 127
 
         def draw(numbers: Tensor, chosen: list[int], positions: list[int]) -> Generated:
@@ -272,10 +275,12 @@ class Pipeline:
         progress: bool,
     ) -> list[Image.Image]:
         """Calls `draw` with the class numbers, seeds and positions of each group."""
+        if isinstance(labels, str):  # a sequence of letters
+            raise ValueError(f"labels must be a list of classes, got {labels!r}")
         seeds = check_seeds(range(len(labels)) if seeds is None else seeds)
         if len(seeds) != len(labels):
             raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")
-        if batch_size < 1:
+        if as_integer(batch_size, "batch_size") < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         numbers = torch.tensor([self.label_index(label) for label in labels], dtype=torch.int64)
         images: list[Image.Image] = []

@@ -16,6 +16,8 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from common.config import to_dict
+from common.images import from_pil
+from sampling.editing import kept_tokens
 from sampling.growth import enlarged, grow, sheet
 from sampling.image_files import save_png
 from sampling.options import (
@@ -146,6 +148,8 @@ class Actions:
                 )
             given = fit_square(uploaded, side).convert("L")
             mask = given if mask is None else ImageChops.lighter(mask, given)
+        if mask is not None:
+            _check_mask(mask, pipeline)
         images = pipeline.edit(
             [fit_square(image, side)] * len(chosen),
             [number] * len(chosen),
@@ -210,6 +214,18 @@ def _request(
     number = parse_label(label or "", pipeline)
     texts = dict(zip(SETTINGS, settings, strict=True))
     return number, parse_seeds(seeds, MAX_IMAGES), parse_settings(texts, pipeline)
+
+
+def _check_mask(mask: Image.Image, pipeline: Pipeline) -> None:
+    """Refuses a mask by which the image would come back as it was, only reconstructed."""
+    spec = pipeline.generator.spec
+    area = from_pil([mask.convert("RGB")])[0, 0] > 127
+    if kept_tokens(spec, 0, area, (1, *area.shape)).all():
+        side = spec.scales[-1]
+        raise ValueError(
+            "the mask leaves nothing to draw anew: white must cover at least half of one of the "
+            f"{side} x {side} cells of the image, and covers {_share(mask):.1%} of the pixels"
+        )
 
 
 def _share(mask: Image.Image) -> float:

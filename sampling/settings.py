@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ class SamplingConfig:
         is_ramp = not isinstance(schedule, (int, float, tuple, list))
         num_codes = max(spec.codebook_sizes)
         for value in values:
-            if not 1 <= round(value) <= num_codes or not (is_ramp or value == round(value)):
+            # A ramp between huge numbers overflows.
+            in_range = math.isfinite(value) and 1 <= round(value) <= num_codes
+            if not in_range or not (is_ramp or value == round(value)):
                 raise ValueError(f"top_k must be an integer in [1, {num_codes}], got {value:g}")
         return tuple(round(value) for value in values)
 

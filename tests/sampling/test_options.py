@@ -10,6 +10,7 @@ from sampling.options import (
     parse_schedule,
     parse_seeds,
     parse_settings,
+    sampling_config,
     schedule_text,
 )
 from sampling.pipeline import Pipeline, override
@@ -43,6 +44,24 @@ def test_seeds_of_no_bound_are_still_bounded():
     assert parse_seeds("4294967295") == [2**32 - 1]
     with pytest.raises(ValueError, match=r"seeds must be in \[0, 2\^32 .*, got 4294967296"):
         parse_seeds("4294967290:4294967297")
+
+
+def test_what_is_very_long_is_refused_and_not_repeated(pipeline: Pipeline):
+    digits = "9" * 5000  # more than Python turns into a number
+    for text in (digits, f"#{digits}", "cat" * 100):
+        with pytest.raises(ValueError, match=r"^unknown class '[9#cat]{100}'\.\.\.$"):
+            parse_label(text, pipeline)
+    for text in (digits, f"0:{digits}"):
+        with pytest.raises(ValueError, match=r"^seeds must look like .* got '[0:9]{100}'\.\.\.$"):
+            parse_seeds(text)
+    for name in ("top_k", "guidance_scale"):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            parse_schedule(digits, name)
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            sampling_config(SamplingConfig(), None, [f"{name}={digits}"])
+    with pytest.raises(ValueError, match="are more than 64 images") as error:
+        parse_seeds(",".join(map(str, range(10_000))), most=64)
+    assert len(str(error.value)) < 200
 
 
 def test_names_with_commas_are_found_before_their_parts():
@@ -138,6 +157,7 @@ def test_empty_fields_are_settings_not_used(pipeline: Pipeline):
         ("guidance_scale", "1, 1e39, 1", r"guidance_scale must be in .*10000\], got 1e\+39"),
         ("guidance_scale", "var -20000", "guidance_scale must be in .*, got -19999"),
         ("top_k", "76", r"top_k must be an integer in \[1, 75\], got 76"),
+        ("top_k", "linear -1e308 1e308", r"top_k must be an integer in \[1, 75\], got nan"),
         ("top_p", "1.5", r"top_p must be in \(0, 1\], got 1.5"),
         ("min_p", "-0.5", r"min_p must be in \[0, 1\], got -0.5"),
         ("guidance_scale", "1, 2", "guidance_scale lists 2 values, but there are 3 scales"),

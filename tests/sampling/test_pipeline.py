@@ -258,6 +258,16 @@ def test_bad_calls(pipeline: Pipeline):
         pipeline([0, 1], [5])
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         pipeline([0], batch_size=0)
+    for size in (2.5, "4", None):
+        with pytest.raises(ValueError, match=f"batch_size must be integers, got {size!r}"):
+            pipeline([0], batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="labels must be a list of classes, got 'cat'"):
+        pipeline("cat", [0])
+    for given in ({"images": ["cat.png"]}, {"images": [Image.new("RGB", (16, 16))], "mask": "a"}):
+        with pytest.raises(ValueError, match="images and mask must be PIL images, got str"):
+            pipeline.edit(labels=["cat"], **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"keep_scales must be integers, got 1\.5"):
+        pipeline.edit([Image.new("RGB", (16, 16))], ["cat"], keep_scales=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="guidance_scal"):
         pipeline([0], guidance_scal=2.0)
     with pytest.raises(ValueError, match="float32, bfloat16 or float16"):

@@ -140,3 +140,17 @@ def test_an_uploaded_mask_adds_to_the_painted_one(actions: Actions, upload: str,
         actions.edit("tiny", None, None, None, *request)
     with pytest.raises(ValueError, match=r"keep_scales must be in \[0, 3\], got 4"):
         actions.edit("tiny", upload, None, None, 4, *request[1:])
+
+
+def test_a_mask_that_keeps_everything_is_refused(actions: Actions, upload: str, tmp_path: Path):
+    path, layer = tmp_path / "mask.png", Image.new("RGBA", (512, 512))
+    request = (0, "cat", "3", *OFF)
+    for width, share in ((0, "0.0%"), (1, "0.4%")):  # one pixel of a cell of 16
+        mask = Image.new("L", (20, 16))
+        mask.paste(255, (8, 8, 8 + width, 9))
+        mask.save(path)
+        with pytest.raises(ValueError, match=f"nothing to draw anew.* covers {share} of"):
+            actions.edit("tiny", upload, None, str(path), *request)
+    layer.paste("white", (0, 0, 128, 128))
+    status, _ = actions.edit("tiny", upload, {"layers": [layer]}, str(path), *request)
+    assert "of the pixels drawn anew" in status
