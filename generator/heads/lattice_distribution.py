@@ -10,11 +10,11 @@ from generator.heads.base import (
     CategoricalDistribution,
     Distribution,
     check_uniforms,
-    guide,
     inverse_cdf,
 )
 from generator.heads.brick_scores import code_scores
 from generator.heads.code_groups import NUM_UNIFORMS, draw_codes
+from generator.heads.mixture_scores import mixture_code_scores
 from generator.heads.normalizer import log_normalizer
 from tokenizer.lattices import leech
 
@@ -79,18 +79,15 @@ class MixtureDistribution(Distribution):
         return 1 + NUM_UNIFORMS
 
     def guided(self, unconditional: Distribution, scale: float) -> Distribution:
-        return CategoricalDistribution(guide(self.logits(), unconditional.logits(), scale))
+        mixed = torch.lerp(unconditional.logits(), self.logits(), scale)
+        return CategoricalDistribution(mixed)
 
     def tempered(self, temperature: float) -> Distribution:
         return CategoricalDistribution(self.logits() / temperature)
 
     def logits(self) -> Tensor:
-        total: Tensor | None = None
-        for component, mixture in zip(self.scores.unbind(-3), self.mixture.unbind(-1), strict=True):
-            joint = LatticeDistribution(component).logits() + mixture[..., None]
-            total = joint if total is None else torch.logaddexp(total, joint)
-        assert total is not None
-        return total
+        flat = self.scores.flatten(0, -4), self.mixture.flatten(0, -2)
+        return mixture_code_scores(*flat).view(*self.mixture.shape[:-1], leech.NUM_CODES)
 
     def sample(self, uniforms: Tensor) -> Tensor:
         check_uniforms(uniforms, self.num_uniforms)

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from generator.heads import CategoricalDistribution
-from generator.heads.base import MAX_CUMULATIVE_ELEMENTS, head_linear, head_outputs, inverse_cdf
+from generator.heads.base import (
+    BLOCK,
+    LONG,
+    MAX_CUMULATIVE_ELEMENTS,
+    head_linear,
+    head_outputs,
+    inverse_cdf,
+)
 
 
 def test_inverse_cdf_is_exact_on_a_grid_of_uniforms() -> None:
@@ -14,13 +21,28 @@ def test_inverse_cdf_is_exact_on_a_grid_of_uniforms() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24, 1 - 2**-53])
-def test_forbidden_codes_are_never_drawn(uniform: float) -> None:
-    logits = torch.randn(40, 101, generator=torch.Generator().manual_seed(0))
-    logits[:, :20] = -torch.inf
-    logits[:, 80:] = -torch.inf
+@pytest.mark.parametrize(("num_codes", "first", "last"), [(101, 20, 79), (LONG + 7, 700, 4_099)])
+def test_forbidden_codes_are_never_drawn(
+    num_codes: int, first: int, last: int, uniform: float
+) -> None:
+    logits = torch.randn(40, num_codes, generator=torch.Generator().manual_seed(0))
+    logits[:, :first] = -torch.inf
+    logits[:, last + 1 :] = -torch.inf
     draws = inverse_cdf(logits, torch.full((40,), uniform, dtype=torch.float64))
-    assert draws.min() >= 20
-    assert draws.max() < 80
+    assert draws.min() >= first
+    assert draws.max() <= last
+    if uniform in (0.0, 1 - 2**-53):
+        assert (draws == (last if uniform else first)).all()
+
+
+@pytest.mark.parametrize("num_codes", [LONG - 1, LONG, LONG + 1, 9 * BLOCK, 9 * BLOCK + 1])
+def test_long_rows_are_drawn_as_by_one_cumulative_sum(num_codes: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(2_000, num_codes, dtype=torch.float64, generator=generator)
+    uniforms = torch.rand(2_000, dtype=torch.float64, generator=generator)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniforms[:, None], right=True)[:, 0]
+    assert torch.equal(inverse_cdf(logits, uniforms), expected)
 
 
 def test_chunks_do_not_change_draws(monkeypatch: pytest.MonkeyPatch) -> None:
