@@ -26,7 +26,7 @@ from common.cut import Cut
 from common.data_config import DataConfig
 from common.images import UnreadableImageError, decode_rgb, from_uint8
 from common.shards import ShardedSplit, open_shards
-from common.sources import Table, open_source
+from common.sources import Source, Table, open_source
 from common.streaming import StreamedImages, StreamingConfig
 
 __all__ = [
@@ -76,7 +76,7 @@ def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
     split, held_out = config.split, None
     source.check_split("split", split)
     if config.eval_split is not None:
-        source.check_split("eval_split", config.eval_split)
+        _check_eval_split(source, config)
         split = split if train else config.eval_split
     else:
         others = [name for name in EVAL_SPLITS if name in source.splits and name != split]
@@ -94,9 +94,18 @@ def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
         part = "train" if train else "evaluate"
         raise ValueError(
             f"data.path {config.path!r} has {len(table.labels)} images in split {split!r}, "
-            f"which leaves none to {part} on"
+            f"which leaves none to {part} on (data.eval_fraction {config.eval_fraction:g})"
         )
     return ImageDataset(table, rows, config, augment=train)
+
+
+def _check_eval_split(source: Source, config: DataConfig) -> None:
+    try:
+        source.check_split("eval_split", str(config.eval_split))
+    except ValueError as error:
+        part = f"{config.eval_fraction:.0%} of {config.split!r}"
+        hint = f"data.eval_split=null takes a validation or test split, or else holds out {part}"
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def _open_shards(

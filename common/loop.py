@@ -9,9 +9,11 @@ generator is seeded from (seed, step, rank) before every step, so no random stat
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 
 from common.batches import SampleSource
+from common.data import ImageDataset
 from common.launch import build_accelerator
 from common.session import LoopConfig, Session
 from common.streaming import StreamedImages
@@ -49,7 +51,7 @@ def fit(
 
     Raises:
         ValueError: batch size that does not divide, another config or other data in `run`,
-            damaged checkpoint.
+            damaged checkpoint, or a `run` that cannot be written.
         RuntimeError: a loss or gradient is not finite; nothing is saved after that.
     """
     accelerator = build_accelerator(precision=loop.precision, trackers=loop.trackers, run=run)
@@ -60,6 +62,8 @@ def fit(
             f"processes x loop.accumulation {loop.accumulation}"
         )
     folder = RunFolder(run)
+    if accelerator.is_main_process:
+        _check_writable(folder.path)
     with folder.logging(enabled=accelerator.is_main_process):
         session = Session(task, accelerator, loop, folder, seed, dataset)
         session.open(config)
@@ -72,5 +76,17 @@ def fit(
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
+        if isinstance(dataset, ImageDataset) and dataset.num_skipped:
+            text = "%d of %d training images are unreadable: others stood in for them"
+            logger.warning(text, dataset.num_skipped, len(dataset))
         logger.info("%s is finished after %.0f s", folder.path, session.seconds)
         return session.result
+
+
+def _check_writable(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise ValueError(f"run {str(run)!r} cannot be written: {error.strerror}") from error

@@ -248,6 +248,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no plan, or not one that this version reads.
     """
+    if not (folder / PLAN_FILE).exists():
+        raise ValueError(
+            f"tokens: {folder} is not a token cache, {PLAN_FILE} is missing; "
+            "scripts/extract_tokens.py with the same config makes it"
+        )
     try:
         found: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

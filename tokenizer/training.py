@@ -22,6 +22,7 @@ from common.images import from_uint8, make_grid, to_uint8
 from common.loop import Task
 from common.metrics import psnr
 from common.optim import EMA, build_optimizer, gradient_step, warn_of_long_warmup
+from common.reference import spread
 from tokenizer.adaptive import adaptive_weight
 from tokenizer.adversary import Adversary, AdversaryConfig
 from tokenizer.alignment import AlignmentConfig, VFAlignment
@@ -57,7 +58,7 @@ class TokenizerTask(Task):
 
     Args:
         config: the run.
-        eval_data: held-out images; each evaluation reconstructs the first `num_eval_images`.
+        eval_data: held-out images; each evaluation reconstructs `num_eval_images`, evenly spaced.
     """
 
     def __init__(self, config: TokenizerTrainingConfig, eval_data: ImageDataset) -> None:
@@ -255,8 +256,9 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _reconstruct(self, count: int) -> tuple[Tensor, Tensor, TokenPyramid]:
-        """The first `count` held-out images and their reconstructions, uint8 (N, 3, H, W)."""
-        originals = self.eval_data.images_uint8(range(min(count, len(self.eval_data))))
+        """`count` evenly spaced held-out images and their reconstructions, uint8 (N, 3, H, W)."""
+        size = len(self.eval_data)
+        originals = self.eval_data.images_uint8(spread(size, min(count, size)))
         outputs, indices = [], []
         for chunk in originals.split(64):
             with self.accelerator.autocast():

@@ -42,7 +42,7 @@ class TokenizerTrainingConfig:
     adversary: AdversaryConfig | None = None
     compile: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    num_eval_images: int = 512
+    num_eval_images: Annotated[int, Field(ge=1)] = 512
     seed: int = 0
 
     def __post_init__(self) -> None:

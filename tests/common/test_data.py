@@ -180,6 +180,8 @@ def test_missing_split(tmp_path: Path) -> None:
         load_dataset(config(tmp_path, split="val"), train=True)
     with pytest.raises(ValueError, match=r"data\.eval_split: got 'x', but 'digits' has only: tr"):
         load_dataset(config("digits", eval_split="x"), train=False)
+    with pytest.raises(ValueError, match=r"eval_split=null .* holds out 20% of 'train'"):
+        load_dataset(config("digits", eval_split="x"), train=True)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one folder per class"):
         load_dataset(config(tmp_path), train=True)
     table(tmp_path / "t" / "train.parquet", {"image": cells(range(2)), "label": [0, 1]})
-    with pytest.raises(ValueError, match=r"2 images .* none to evaluate on"):
+    with pytest.raises(ValueError, match=r"2 images .* none to evaluate on .*eval_fraction 0\.2"):
         load_dataset(config(tmp_path / "t"), train=False)
 
 

@@ -27,6 +27,13 @@ def test_batch_size_must_divide(tmp_path: Path) -> None:
         train(toy_config(accumulation=5), tmp_path)
 
 
+def test_a_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=rf"run '{run}' cannot be written: "):
+            train(toy_config(), run)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("loss", r"gradient of (module\.)?0\.weight"), ("gradient", "4.bias")]
 )

@@ -166,6 +166,15 @@ def test_micro_batches_are_the_same_step(make_task, adversary):
         torch.testing.assert_close(one[name], three[name], rtol=2e-3, atol=1e-5)
 
 
+def test_evaluation_looks_at_a_sorted_set_evenly(make_task):
+    task = make_task(num_eval_images=3)
+    originals, reconstructions, _ = task._reconstruct(task.config.num_eval_images)
+    assert len(reconstructions) == 3
+    assert torch.equal(originals, task.eval_data.images_uint8([0, 13, 26]))  # of 40
+    with pytest.raises(ValueError, match="num_eval_images: got 0"):
+        make_config(num_eval_images=0)
+
+
 def test_state_continues_bit_for_bit(make_task):
     options = {
         "alignment": LITE0,
