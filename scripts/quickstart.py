@@ -26,6 +26,8 @@ from common.extractors import EfficientNetLite0Features
 from common.images import from_pil, from_uint8, make_grid, save_image, to_uint8
 from common.loop import Task, fit
 from common.metrics import save_metrics
+from common.reference import spread
+from common.tracking import RunFolder
 from generator.training import GeneratorTask
 from generator.training_config import GeneratorTrainingConfig
 from sampling import Pipeline, SamplingConfig
@@ -152,8 +154,15 @@ def fit_in(
 ) -> None:
     """Trains for about `seconds`: as many steps as fit, at most the config's own number.
 
-    A machine that was busy with other work while steps were timed gets more of them afterwards.
+    A machine that was busy with other work while steps were timed gets more of them afterwards. A
+    run that is there already is finished as it was planned.
     """
+    planned = RunFolder(config.run).config_file
+    if planned.is_file():  # more steps would change the tokenizer that stage 2 was begun on
+        steps = load_config(type(config), planned).loop.steps
+        print(f"going on with {config.run}: {steps} steps", flush=True)
+        run_steps(steps, config, make_task, train)
+        return
     with tempfile.TemporaryDirectory() as folder:
         timing = replace(config.loop, steps=TIMED_STEPS, log_every=TIMED_STEPS)
         probe = replace(config, loop=timing, run=folder)
@@ -172,16 +181,8 @@ def fit_in(
     steps = max(MIN_STEPS, min(limit, int((seconds - spent) * speed / config.loop.batch_size)))
     while done < steps:
         print(f"{speed:.0f} images/s: {steps} steps of {config.loop.batch_size} images", flush=True)
-        config = replace(config, loop=replace(config.loop, steps=steps))
         start = time.perf_counter()
-        fit(
-            make_task(config),
-            train,
-            loop=config.loop,
-            run=config.run,
-            config=config,
-            seed=config.seed,
-        )
+        run_steps(steps, config, make_task, train)
         seconds_of_run = time.perf_counter() - start
         spent += seconds_of_run
         speed = (steps - done) * config.loop.batch_size / seconds_of_run
@@ -191,9 +192,18 @@ def fit_in(
             steps = min(limit, done + left)
 
 
+def run_steps(
+    steps: int, config: Config, make_task: Callable[[Config], Task], train: ImageDataset
+) -> None:
+    """Trains up to `steps`, from where the run is."""
+    config = replace(config, loop=replace(config.loop, steps=steps))
+    loop, run, seed = config.loop, config.run, config.seed
+    fit(make_task(config), train, loop=loop, run=run, config=config, seed=seed)
+
+
 def reconstruction_grid(image_tokenizer: ImageTokenizer, data: ImageDataset) -> Image.Image:
     """Rows of eight held-out images, each above its reconstructions."""
-    images = data.images_uint8(range(min(24, len(data))))
+    images = data.images_uint8(spread(len(data), min(24, len(data))))
     reconstructions = to_uint8(image_tokenizer.decode(image_tokenizer.encode(from_uint8(images))))
     rows = zip(images.split(8), reconstructions.split(8), strict=True)
     return make_grid(torch.cat([half for row in rows for half in row]), columns=8)
@@ -209,13 +219,17 @@ def measure(pipeline: Pipeline, train: ImageDataset, held_out: ImageDataset) -> 
     seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
     images = pipeline(labels.tolist(), seeds, batch_size=100, progress=True)
     generated = from_pil(images)
-    real = train.images_uint8(range(min(len(train), MAX_REFERENCE)))
+    chosen = spread(
+        len(train), min(len(train), MAX_REFERENCE)
+    )  # of every class: folders are sorted
+    real = train.images_uint8(chosen)
     subset = min(100, len(generated), len(real))
     quality = evaluate_images(
         generated, real, MetricsConfig(extractor=extractor, kid_subsets=20, kid_subset_size=subset)
     )
-    classifier = train_classifier(real, train.labels[: len(real)])
-    checked = held_out.images_uint8(range(min(len(held_out), MAX_REFERENCE)))
+    classifier = train_classifier(real, train.labels[chosen])
+    checked = spread(len(held_out), min(len(held_out), MAX_REFERENCE))
+    checked_images = held_out.images_uint8(checked)
     return {
         "psnr": reconstruction.psnr,
         "rfid": reconstruction.rfid,
@@ -224,7 +238,7 @@ def measure(pipeline: Pipeline, train: ImageDataset, held_out: ImageDataset) -> 
         "precision": quality.precision,
         "recall": quality.recall,
         "label_accuracy": label_accuracy(classifier, generated, labels),
-        "classifier_accuracy": label_accuracy(classifier, checked, held_out.labels[: len(checked)]),
+        "classifier_accuracy": label_accuracy(classifier, checked_images, held_out.labels[checked]),
         "bits_per_image": reconstruction.bits_per_image,
         "protocol": {"reconstruction": reconstruction.protocol, "generation": quality.protocol},
     }

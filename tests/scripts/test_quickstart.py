@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import load_config
+from common.config import load_config, save_config
 from common.loop import LoopConfig
 from sampling import Pipeline
 from scripts import quickstart
@@ -37,6 +37,7 @@ def test_a_folder_of_images_becomes_a_measured_pipeline(
     monkeypatch.setattr(quickstart, "IMAGES_PER_CLASS", 8)
     monkeypatch.setattr(quickstart, "TIMED_STEPS", 4)
     monkeypatch.setattr(quickstart, "MIN_STEPS", 4)
+    monkeypatch.setattr(quickstart, "MAX_REFERENCE", 16)  # half of the images, but of both classes
     out = tmp_path / "out"
     quickstart.main(["--data", str(folder), "--minutes", "0.05", "--out", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
@@ -92,3 +93,7 @@ def test_a_machine_that_was_busy_while_timed_trains_on(
     (tmp_path / "run").mkdir()
     quickstart.fit_in(seconds, config, lambda _: None, None)  # type: ignore[arg-type, return-value]
     assert runs == [50]  # a resumed run is only finished
+    runs.clear()
+    save_config(replace(config, loop=replace(loop, steps=70)), tmp_path / "run" / "config.yaml")
+    quickstart.fit_in(seconds, config, lambda _: None, None)  # type: ignore[arg-type, return-value]
+    assert runs == [70]  # as it was planned, whatever the machine does now
