@@ -14,13 +14,15 @@ from common.data import ImageDataset, load_dataset, load_training_data
 from common.estimate import is_local
 from common.precision import resolve_precision
 from common.program import TrainingData, training_program
+from common.tracking import RunFolder
 from generator.plan import describe
 from generator.training import GeneratorTask
 from generator.training_config import GeneratorTrainingConfig, check_classes
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
 from tokenizer.model import TokenizerConfig
-from tokenizer.token_cache import TokenCache
+from tokenizer.quantizers import SphericalConfig
+from tokenizer.token_cache import TokenCache, tokenizer_fingerprint
 from tokenizer.training import TokenizerTrainingConfig
 
 STAGE_1 = Path(__file__).parents[1] / "configs" / "tokenizer"
@@ -43,7 +45,9 @@ def plan(config: GeneratorTrainingConfig) -> str:
     """What a dry run prints. Neither the tokenizer nor the data need to be there yet."""
     if is_local(config.data):
         check_classes(config, load_dataset(config.data, train=False))
-    return describe(config, tokenizer_config(config.tokenizer))
+    tokenizer = tokenizer_config(config.tokenizer)
+    check_head(config, tokenizer)
+    return describe(config, tokenizer)
 
 
 def tokenizer_config(source: str) -> TokenizerConfig:
@@ -57,22 +61,64 @@ def tokenizer_config(source: str) -> TokenizerConfig:
             stage_1 = load_config(TokenizerTrainingConfig, path)
             if stage_1.run == source:
                 return stage_1.model
-    return ImageTokenizer.from_pretrained(source).config
+    return open_tokenizer(source).config
+
+
+def open_tokenizer(source: str) -> ImageTokenizer:
+    """The trained tokenizer of a config.
+
+    Raises:
+        ValueError: there is none, or it does not fit; names the key.
+    """
+    try:
+        return ImageTokenizer.from_pretrained(source)
+    except ValueError as error:
+        raise ValueError(f"tokenizer: {error}") from error
 
 
 def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> GeneratorTask:
     """The task of a run, with sample grids."""
-    image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
+    image_tokenizer = open_tokenizer(config.tokenizer)
+    check_head(config, image_tokenizer.config)
+    check_same_tokenizer(config, image_tokenizer)
     return GeneratorTask(
         config, image_tokenizer, eval_data, draw=lambda model: draw_classes(model, image_tokenizer)
     )
+
+
+def check_head(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
+    """Raises ValueError if the head takes tokens for lattice vectors that they are not.
+
+    Their number and dimension alone do not tell: `slq_released` has as many in another order.
+    """
+    quantizer, head = tokenizer.quantizer, config.model.head.kind
+    code = quantizer.code if isinstance(quantizer, SphericalConfig) else quantizer.kind
+    if head in ("lattice", "coordinates") and code != "leech":
+        raise ValueError(
+            f"model.head.kind is {head!r}, for codes of 'leech', but tokenizer {config.tokenizer} "
+            f"has those of {code!r}: choose 'categorical', or 'bits' for bsq and lfq"
+        )
+
+
+def check_same_tokenizer(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> None:
+    """Raises ValueError if the run has been trained on other tokens than these."""
+    kept = Path(config.run) / ImageTokenizer.folder_name
+    if not kept.is_dir() or not RunFolder(config.run).checkpoints.steps():
+        return
+    parts = (ImageTokenizer.from_pretrained(kept), image_tokenizer)
+    before, now = map(tokenizer_fingerprint, parts)
+    if before != now:
+        raise ValueError(
+            f"tokenizer: {config.tokenizer} has changed since {config.run} was started on it "
+            f"({before[:8]} there, {now[:8]} now); its copy is {kept}: use another run folder"
+        )
 
 
 def load_data(config: GeneratorTrainingConfig) -> TrainingData:
     """Training images, or their tokens where the config names a folder of them."""
     if config.tokens is None:
         return load_training_data(config.data)
-    image_tokenizer = ImageTokenizer.from_pretrained(config.tokenizer)
+    image_tokenizer = open_tokenizer(config.tokenizer)
     precision = resolve_precision(config.loop.precision)
     return TokenCache.open(config.tokens, image_tokenizer, config.data, precision=precision)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import load_config
+from common.config import from_dict, load_config, to_dict
 from generator import NextScaleGenerator
 from generator.heads import CategoricalHeadConfig
 from generator.training_config import GeneratorTrainingConfig
@@ -144,7 +145,32 @@ def test_wrong_classes_and_sizes_are_refused_before_anything_is_written(stage_1,
         train_stage_2(stage_1, tmp_path / "run", "data.image_size=32")
     with pytest.raises(ValueError, match=r"data\.image_size 8 must equal model\.image_size 16"):
         train_tokenizer.main([str(DEBUG / "tokenizer.yaml"), "data.image_size=8"])
+    with pytest.raises(ValueError, match=r"^tokenizer: .*nowhere is not a folder"):
+        train_stage_2((tmp_path / "nowhere",), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("head", ["lattice", "coordinates"])
+def test_a_head_of_the_lattice_refuses_other_codes(tmp_path, head):
+    codes = {"kind": "spherical", "code": "slq_released"}  # as many, in 24 dimensions
+    config = load_config(TokenizerTrainingConfig, DEBUG / "tokenizer.yaml").model
+    stage_1 = from_dict(type(config), to_dict(config) | {"quantizer": codes})
+    overrides = [f"tokenizer={tmp_path}", f"model.head.kind={head}", "data.image_size=16"]
+    run = load_config(GeneratorTrainingConfig, DEBUG / "generator.yaml", overrides)
+    train_generator.check_head(run, config)
+    with pytest.raises(ValueError, match=rf"head\.kind is '{head}'.* those of 'slq_rel"):
+        train_generator.check_head(run, stage_1)
+
+
+def test_a_tokenizer_that_changed_in_place_is_refused(stage_1, tmp_path):
+    shutil.copytree(stage_1[0] / "tokenizer", tmp_path / "stage_1")
+    short = ["loop.steps=1", "loop.batch_size=4", "num_eval_images=4"]
+    train_stage_2((tmp_path / "stage_1",), tmp_path / "run", *short)
+    image_tokenizer = ImageTokenizer.from_pretrained(tmp_path / "stage_1")
+    next(image_tokenizer.encoder.parameters()).data.add_(0.1)
+    image_tokenizer.save_pretrained(tmp_path / "stage_1")
+    with pytest.raises(ValueError, match=r"stage_1 has changed since .*run was started on it"):
+        train_stage_2((tmp_path / "stage_1",), tmp_path / "run", *short)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "generator").glob("*.yaml")), ids=str)
