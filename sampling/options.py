@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,7 +114,8 @@ def parse_schedule(text: str, name: str) -> Any:
         values = [_read_value(number, name) for number in numbers]
         return {"kind": kind, **dict(zip(keys, values, strict=False))}
     value = _read_value(f"[{text}]" if "," in text and text[0] not in "[{" else text, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float, list, dict)):
+    entries = value if isinstance(value, list) else [value]
+    if not isinstance(value, dict) and not all(map(_is_finite, entries)):
         raise ValueError(
             f"{name} must be a number, one number per scale (1, 2, 3) or a ramp (linear 1 3), "
             f"got {_shown(text)}"
@@ -163,6 +165,12 @@ def sampling_config(
             raise ValueError(f"override {text!r}: expected key=value, e.g. guidance_scale=2.5")
         values[key] = _read_value(value, key)
     return override(base, values)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number, and one that a float can hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _read_value(text: str, name: str) -> Any:

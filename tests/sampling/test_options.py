@@ -119,6 +119,14 @@ def test_what_is_no_schedule_is_refused(text: str):
 
 
 @pytest.mark.parametrize(
+    "text", [".nan", "1, -.inf", "1e400", "1" + "0" * 400, "1, x, 2", "1, [2]"]
+)
+def test_numbers_of_a_schedule_are_finite(text: str):
+    with pytest.raises(ValueError, match=r"^top_p must be a number, one number per scale"):
+        parse_schedule(text, "top_p")
+
+
+@pytest.mark.parametrize(
     "schedule",
     [
         0.1,
