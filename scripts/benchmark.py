@@ -33,6 +33,7 @@ from dataclasses import replace
 
 import torch
 
+from common.command_line import run_program
 from common.config import load_config
 from common.precision import resolve_precision
 from common.timing import CLOCKS
@@ -281,4 +282,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

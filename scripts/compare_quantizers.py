@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from common.command_line import run_program
 from common.config import load_config
 from common.metrics import save_metrics
 from tokenizer.comparison import ComparisonResult, run_contender
@@ -54,4 +55,4 @@ def write_report(folder: Path, results: Sequence[ComparisonResult]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

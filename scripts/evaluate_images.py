@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from common.command_line import run_program
 from common.config import load_config, to_dict
 from common.data import ImageDataset, load_dataset
 from common.extractors import build_extractor
@@ -87,4 +88,4 @@ def open_both(
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

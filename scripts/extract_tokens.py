@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from common.command_line import run_program
 from common.config import load_config
 from common.precision import resolve_precision
 from generator.training_config import GeneratorTrainingConfig
@@ -73,4 +74,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

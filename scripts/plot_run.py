@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.command_line import run_program
 from common.config import from_dict, read_yaml_text
 from common.curves import (
     comparison_panels,
@@ -120,4 +121,4 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

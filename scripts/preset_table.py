@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from common.command_line import run_program
 from common.matrix_optimizers import AnyOptimizerConfig, DionConfig, MuonConfig
 from common.optim import OptimizerConfig
 from generator.cost import ASSUMED_TFLOPS
@@ -41,4 +42,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from common.command_line import run_program
 from common.config import load_config
 from common.data import DataConfig, ImageDataset, load_dataset
 from common.extractors import EfficientNetLite0Features
@@ -271,4 +272,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

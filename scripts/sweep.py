@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.command_line import run_program
 from common.config import load_config, save_config
 from common.data import load_dataset
 from common.files import replace_text
@@ -70,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.command_line import run_program
 from common.config import load_config
 from common.data import ImageDataset, load_dataset, load_training_data
 from common.estimate import is_local
@@ -124,4 +125,4 @@ def load_data(config: GeneratorTrainingConfig) -> TrainingData:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from common.command_line import run_program
 from common.program import training_program
 from tokenizer.plan import describe
 from tokenizer.training import TokenizerTask, TokenizerTrainingConfig
@@ -25,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
