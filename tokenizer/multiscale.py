@@ -134,11 +134,14 @@ class MultiScaleQuantizer(nn.Module):
             self.register_buffer("log_gains", start)
 
     def default_gains(self) -> tuple[float, ...]:
-        """Two thirds of the radius at the coarsest scale, falling geometrically to one third."""
+        """A code times its gain is two thirds of the radius long at first, one third in the end.
+
+        It falls geometrically from the coarsest scale to the finest.
+        """
         count = len(self.config.scales)
         if self.config.gain == "none":
             return (1.0,) * count
-        radius = self.config.radius or 1.0
+        radius = (self.config.radius or 1.0) / (self.leaf.code_norm or 1.0)
         return tuple(radius * (2 / 3) * 0.5 ** (k / max(1, count - 1)) for k in range(count))
 
     def normalize(self, latent: Tensor) -> Tensor:

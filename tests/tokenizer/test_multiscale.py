@@ -88,6 +88,15 @@ def test_more_scales_leave_a_smaller_residual():
     assert norms[-1] < 0.95 * 3
 
 
+@pytest.mark.parametrize("kind", ["bsq", "lfq"])
+def test_gains_start_from_the_length_of_codes(kind):
+    pyramid = make(kind=kind, gain="learned")
+    stats = pyramid(latent(batch=16, channels=18)).stats
+    norms = [float(stats[f"residual_norm_{k}"]) for k in range(4)]
+    assert norms == sorted(norms, reverse=True)
+    assert float(pyramid.gain(0).detach()) * pyramid.leaf.code_norm == pytest.approx(2.0)
+
+
 def test_autocast_changes_no_token():
     pyramid = make()
     with torch.autocast("cpu", torch.bfloat16):

@@ -49,9 +49,8 @@ class Quantizer(nn.Module, ABC):
         dim: channels D of a latent and of a code.
         codebook_sizes: number of codes of each of the G codebooks.
         loss_weights: weight of each entry of `Quantized.losses`.
-        is_unit_norm: every code lies on the unit sphere.
-        is_bounded: codes have a fixed scale and cannot follow the latent's; residual pyramids need
-            a gain per scale.
+        code_norm: length of every code (before training, where they learn); None where they differ.
+            A residual pyramid's gains start from it.
         has_learned_codebook: codes change during training.
 
     `reduce_mean` averages a tensor over processes (differentiable) and `gather` joins their rows
@@ -66,16 +65,14 @@ class Quantizer(nn.Module, ABC):
         codebook_sizes: tuple[int, ...],
         *,
         loss_weights: Mapping[str, float],
-        is_unit_norm: bool = False,
-        is_bounded: bool = False,
+        code_norm: float | None = None,
         has_learned_codebook: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.codebook_sizes = codebook_sizes
         self.loss_weights = dict(loss_weights)
-        self.is_unit_norm = is_unit_norm
-        self.is_bounded = is_bounded
+        self.code_norm = code_norm
         self.has_learned_codebook = has_learned_codebook
         self.scales_per_batch = 1
         self.reduce_mean: Collective = _identity

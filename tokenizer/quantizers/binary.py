@@ -113,8 +113,7 @@ class BinaryQuantizer(Quantizer):
                 "entropy_batch": config.entropy_weight * config.diversity_weight,
                 "commitment": config.commitment_weight,
             },
-            is_unit_norm=self.is_spherical,
-            is_bounded=True,
+            code_norm=1.0 if self.is_spherical else math.sqrt(num_bits),
         )
         self.config = config
         self.magnitude = 1 / math.sqrt(num_bits) if self.is_spherical else 1.0

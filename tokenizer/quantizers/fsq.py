@@ -39,7 +39,7 @@ class FSQ(Quantizer):
 
     def __init__(self, config: FSQConfig) -> None:
         levels = config.levels
-        super().__init__(len(levels), (math.prod(levels),), loss_weights={}, is_bounded=True)
+        super().__init__(len(levels), (math.prod(levels),), loss_weights={})
         self.config = config
         sizes = torch.tensor(levels)
         # Mixed radix with channel 0 fastest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -67,8 +68,7 @@ class GroupedSphericalQuantizer(Quantizer):
                 "codebook": config.codebook_weight,
                 "commitment": config.commitment_weight,
             },
-            is_unit_norm=config.renorm_output and config.groups == 1,
-            is_bounded=True,
+            code_norm=math.sqrt(config.groups),
             has_learned_codebook=True,
         )
         self.config = config

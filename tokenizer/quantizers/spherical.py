@@ -68,8 +68,7 @@ class SphericalQuantizer(Quantizer):
             points.dim,
             (points.size,),
             loss_weights={"commitment": config.commitment_weight},
-            is_unit_norm=True,
-            is_bounded=True,
+            code_norm=1.0,
         )
         self.config = config
         self.points = points

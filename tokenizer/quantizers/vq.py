@@ -71,8 +71,7 @@ class VectorQuantizer(Quantizer):
                 "codebook": config.codebook_weight,
                 "commitment": config.commitment_weight,
             },
-            is_unit_norm=config.cosine,
-            is_bounded=config.cosine,
+            code_norm=1.0 if config.cosine else None,
             has_learned_codebook=True,
         )
         self.config = config

@@ -78,10 +78,9 @@ def test_static_facts(quantizer: Quantizer) -> None:
     assert quantizer.num_codebooks == len(sizes(quantizer))
     assert quantizer.bits == pytest.approx(math.log2(math.prod(sizes(quantizer))))
     codes = quantizer.decode(random_indices(quantizer, 50)).detach()
-    on_sphere = torch.allclose(codes.norm(dim=-1), torch.ones(50), atol=1e-5)
-    # GSQ's rows start on the sphere but are free to leave it.
-    if quantizer.is_unit_norm:
-        assert on_sphere
+    if quantizer.code_norm is not None:
+        norms = torch.full((50,), quantizer.code_norm)
+        torch.testing.assert_close(codes.norm(dim=-1), norms, rtol=1e-5, atol=0)
     assert quantizer.has_learned_codebook == any(
         name.split(".")[-1] in ("codebook", "transform") for name in quantizer.state_dict()
     )
