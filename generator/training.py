@@ -20,6 +20,7 @@ from common.images import from_uint8
 from common.loop import Task
 from common.matrix_optimizers import build_any_optimizer
 from common.optim import EMA, gradient_step, warn_of_long_warmup
+from common.reference import spread
 from generator.blocks import Block
 from generator.heads import TokenLoss
 from generator.model import NextScaleGenerator
@@ -126,6 +127,8 @@ class GeneratorTask(Task):
     def evaluate(self, step: int) -> dict[str, float]:
         """Scores of the averaged weights on held-out images, over all scales and for each.
 
+        The images are spread evenly over those there are, which may be sorted by class.
+
         `_losses`, and the accuracy of the most likely token on the first tokens of each scale. Of a
         head that also gives mass to what is no code: `code_nll`, the nats per token among the
         codes, and `code_mass`, the mean probability of being a code.
@@ -134,7 +137,7 @@ class GeneratorTask(Task):
         right: list[list[Tensor]] = [[] for _ in self.generator.spec.scales]
         count = min(self.config.num_eval_images, len(self.eval_data))
         model = TeacherForcing(self.ema.average)
-        for chunk in torch.arange(count).split(64):
+        for chunk in torch.tensor(spread(len(self.eval_data), count)).split(64):
             images = from_uint8(self.eval_data.images_uint8(chunk.tolist()))
             labels = self.eval_data.labels[chunk].to(self.accelerator.device)
             tokens, inputs = self._tokenize(images.to(self.accelerator.device))

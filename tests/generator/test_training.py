@@ -39,6 +39,25 @@ def train(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> d
     return fit(task, data, loop=config.loop, run=config.run, config=config, seed=config.seed)
 
 
+def test_held_out_images_of_all_classes_are_evaluated(
+    make_config: Any, image_tokenizer: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(num_eval_images=5)
+    data = load_dataset(config.data, train=False)
+    seen: list[int] = []
+    images_uint8 = data.images_uint8
+
+    def remember(indices: list[int]) -> torch.Tensor:
+        seen.extend(indices)
+        return images_uint8(indices)
+
+    monkeypatch.setattr(data, "images_uint8", remember)
+    task = GeneratorTask(config, image_tokenizer, data)
+    task.prepare(Accelerator(cpu=True))
+    task.evaluate(0)
+    assert seen == [k * len(data) // 5 for k in range(5)]
+
+
 def state(run: str | Path, step: int) -> dict[str, Any]:
     file = Path(run) / "checkpoints" / f"step_{step:06d}" / "state.pt"
     task: dict[str, Any] = torch.load(file, weights_only=True)["task"]
