@@ -134,6 +134,10 @@ class _KeptTable(Table):
             raise UnreadableImageError("the row is empty")
         return decode_rgb(content)
 
+    def file(self, row: int) -> str | None:
+        content = self.contents[row]
+        return content if isinstance(content, str) else None
+
 
 def _evaluation_images(config: DataConfig, streaming: StreamingConfig) -> ImageDataset:
     """The first images of the evaluation shards, which come in a fixed random order."""
@@ -243,8 +247,8 @@ class ImageDataset(Dataset[Sample]):
                 pixels = self._pixels(candidate, corner)
             except UnreadableImageError as error:
                 if not self._stand_ins and not unreadable:
-                    row = int(self._rows[candidate])
-                    logger.warning("image %d is unreadable, the next stands in: %s", row, error)
+                    name = self._table.name(int(self._rows[candidate]))
+                    logger.warning("%s is unreadable, the next stands in: %s", name, error)
                 unreadable.append(candidate)
                 continue
             self._stand_ins.update(dict.fromkeys(unreadable, candidate))
@@ -254,5 +258,5 @@ class ImageDataset(Dataset[Sample]):
     def _pixels(self, index: int, corner: Sequence[float] | None = None) -> Tensor:
         """(3, H, W) uint8; `corner` (2,) in [0, 1) places the crop, None centres it."""
         row = int(self._rows[index])
-        name = f"image {row} of data.path {self.config.path!r}"
+        name = f"{self._table.name(row)} of data.path {self.config.path!r}"
         return self._cut.square(self._table.image(row), corner, name)

@@ -5,6 +5,9 @@ A source has named splits; a `Table` is one split, its labels checked, its image
 
 from __future__ import annotations
 
+import glob
+import logging
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.class_folders import class_files, image_suffixes, walk
 from common.images import UnreadableImageError, decode_rgb
+
+logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar", ".zip"}
 IMAGE_KEYS = ("image", "img", "picture")
 LABEL_KEYS = ("label", "labels", "fine_label", "class", "cls", "target")
-SPLIT_FOLDERS = {"train", "training", "validation", "val", "valid", "dev", "test"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,15 @@ class Table(ABC):
         Raises:
             UnreadableImageError: it cannot be decoded.
         """
+
+    def name(self, row: int) -> str:
+        """What messages call an image: `image 36`, and its file where that is known."""
+        path = self.file(row)
+        return f"image {row}" + (f" ({path})" if path else "")
+
+    def file(self, row: int) -> str | None:
+        """The file that an image comes from, if it has one of its own."""
+        return None
 
 
 class Source(ABC):
@@ -99,6 +113,10 @@ class _ArrowTable(Table):
         if content is None:
             raise UnreadableImageError("the row is empty")
         return decode_rgb(content)
+
+    def file(self, row: int) -> str | None:
+        path: str | None = self.cells[row]["path"].as_py()
+        return path
 
 
 class _HuggingFace(Source):
@@ -182,39 +200,63 @@ def open_splits(path: str, *, streaming: bool = False) -> Any:
     import datasets
 
     folder = Path(path)
+    absent = ""
     options: dict[str, Any] = {"path": path}
     if folder.is_dir():
-        suffixes = {file.suffix.lower() for file in folder.rglob("*") if file.is_file()}
-        if not suffixes & set(Image.registered_extensions()) | suffixes & TABLE_SUFFIXES:
-            raise ValueError(f"data.path {path!r} holds no images and no tables of images")
-        if not suffixes & TABLE_SUFFIXES:
-            if streaming:
-                raise ValueError(
-                    f"data.path {path!r} holds class folders; data.streaming reads shards (.parquet"
-                    " or .tar) and class folders need no streaming"
-                )
-            options = {
-                "path": "imagefolder",
-                "data_files": _class_folders(folder),
-                "drop_labels": False,
-            }
-    elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-        raise ValueError(f"data.path {path!r} is not a folder")
+        options |= _local_options(folder, streaming=streaming)
+    else:
+        _check_hub_name(path)
+        absent = "no such folder is here, and as a dataset of the Hugging Face Hub it "
     try:
         loaded = datasets.load_dataset(**options, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data.path {path!r} cannot be opened: {error}") from error
+        raise ValueError(f"data.path {path!r}: {absent}cannot be opened: {error}") from error
     return loaded
 
 
-def _class_folders(folder: Path) -> dict[str, str]:
-    """Glob of each split: `folder/split/class/*` where all subfolders are splits, else one split.
+def _check_hub_name(path: str) -> None:
+    """Refuses what is certainly a folder's name, before the Hub is asked, which can take long.
 
-    Named explicitly because `datasets` would take a class called "train" for a split.
+    Raises:
+        ValueError: a file, or a name that no dataset of the Hub can have.
     """
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir())
-    if names and set(names) <= SPLIT_FOLDERS:
-        return {name: f"{folder}/{name}/*/**" for name in names}
-    if not names:
-        raise ValueError(f"data.path {str(folder)!r}: images must lie in one folder per class")
-    return {"train": f"{folder}/*/**"}
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if Path(path).exists():
+        raise ValueError(f"data.path {path!r} is not a folder but a file")
+    home = "; ~ is not expanded here" if path.startswith("~") else ""
+    try:
+        if path.startswith((".", "~")):
+            raise HFValidationError
+        validate_repo_id(path)
+    except HFValidationError:
+        raise ValueError(f"data.path {path!r} is not a folder: nothing is there{home}") from None
+    # Names of the Hub are usually "owner/name", and no folder here is called like the owner.
+    if Path(path).parent.is_dir():
+        logger.warning("data.path: no folder %r is here, asking the Hugging Face Hub", path)
+
+
+def _local_options(folder: Path, *, streaming: bool) -> dict[str, Any]:
+    """What `datasets.load_dataset` needs to open a folder of tables or of class folders."""
+    from datasets.data_files import get_data_patterns
+
+    # Absolute, as a relative pattern would be joined to a working directory that is not escaped.
+    escaped = glob.escape(os.path.abspath(folder))
+    suffixes = {Path(name).suffix.lower() for _, names in walk(folder) for name in names}
+    if not suffixes & (image_suffixes() | TABLE_SUFFIXES):
+        raise ValueError(f"data.path {str(folder)!r} holds no images and no tables of images")
+    if suffixes & TABLE_SUFFIXES:
+        if escaped == os.path.abspath(folder):
+            return {}
+        return {
+            "data_files": {
+                str(split): [f"{escaped}/{pattern}" for pattern in patterns]
+                for split, patterns in get_data_patterns(escaped).items()
+            }
+        }
+    if streaming:
+        raise ValueError(
+            f"data.path {str(folder)!r} holds class folders; data.streaming reads shards (.parquet"
+            " or .tar) and class folders need no streaming"
+        )
+    return {"path": "imagefolder", "data_files": class_files(folder), "drop_labels": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,6 @@ def test_stratified_takes_its_share_of_every_class() -> None:
 def test_class_folders(tmp_path: Path) -> None:
     """Names that look like splits stay classes, here "train" and files called test_*."""
     folder = class_folders(tmp_path / "animals")
-    picture(7).save(folder / "cover.png")  # in no class
     train = load_dataset(config(folder), train=True)
     held_out = load_dataset(config(folder), train=False)
     assert train.label_names == held_out.label_names == ("cat", "train")
@@ -117,6 +117,109 @@ def test_class_folders_with_splits(tmp_path: Path) -> None:
     class_folders(tmp_path / "val", count=2)
     assert len(load_dataset(config(tmp_path), train=True)) == 10
     assert len(load_dataset(config(tmp_path), train=False)) == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "shown"),
+    [
+        ("cat/red/x.png", r"\(.*animals/CLASS/image\), but there is .*animals/cat/red/x\.png$"),
+        ("cover.jpg", r"CLASS/image\), but there is .*animals/cover\.jpg$"),
+        ("val/cat/x.png", r"val/cat/x\.png; splits \(val\) and classes \(cat, dog\) do not mix$"),
+    ],
+)
+def test_images_in_no_class_folder(tmp_path: Path, image: str, shown: str) -> None:
+    """Neither a class that vanishes nor an image that does."""
+    folder = class_folders(tmp_path / "animals", names=("cat", "dog"))
+    path = folder / image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(7).save(path)
+    with pytest.raises(ValueError, match=rf"data\.path .*one folder per class .*{shown}"):
+        load_dataset(config(folder), train=True)
+
+
+def test_images_beside_split_folders(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", names=("cat", "dog"))
+    picture(7).save(tmp_path / "train" / "x.png")
+    with pytest.raises(ValueError, match=r"/SPLIT/CLASS/image\), but there is .*/train/x\.png$"):
+        load_dataset(config(tmp_path), train=True)
+
+
+def test_other_files_and_hidden_folders_are_no_images(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", names=("cat", "dog"))
+    (tmp_path / "manual.pdf").write_bytes(b"")
+    for hidden in ("train/cat/.thumbnails/small.png", "__MACOSX/cat.png", ".old/cat/1.png"):
+        (tmp_path / hidden).parent.mkdir(parents=True)
+        picture(7).save(tmp_path / hidden)
+    train = load_dataset(config(tmp_path, eval_split="train"), train=True)
+    assert (len(train), train.label_names) == (10, ("cat", "dog"))
+
+
+def test_class_folders_may_be_links(tmp_path: Path) -> None:
+    class_folders(tmp_path / "all", names=("cat", "dog", "eel"))
+    (tmp_path / "some").mkdir()
+    for name in ("cat", "eel"):
+        (tmp_path / "some" / name).symlink_to(tmp_path / "all" / name)
+    train = load_dataset(config(tmp_path / "some", eval_split="train"), train=True)
+    assert (len(train), train.label_names) == (10, ("cat", "eel"))
+    (tmp_path / "all" / "eel" / "deep").mkdir()
+    picture(7).save(tmp_path / "all" / "eel" / "deep" / "x.png")
+    with pytest.raises(ValueError, match=r"there is .*/some/eel/deep/x\.png"):
+        load_dataset(config(tmp_path / "some"), train=True)
+
+
+@pytest.mark.parametrize("name", ["my[1]", "my*", "[[x]"])
+def test_paths_with_wildcards(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of that name, not those that the pattern stands for."""
+    class_folders(tmp_path / "my1", names=("other",))
+    folder = class_folders(tmp_path / name / "folders", names=("cat", "dog"))
+    table(
+        tmp_path / name / "tables" / "train.parquet",
+        {"image": cells(range(4)), "label": [0, 1] * 2},
+    )
+    table(tmp_path / name / "tables" / "test.parquet", {"image": cells(range(2)), "label": [0, 1]})
+    assert len(load_dataset(config(folder), train=True)) == 8
+    assert len(load_dataset(config(tmp_path / name / "tables"), train=True)) == 4
+    assert len(load_dataset(config(tmp_path / name / "tables"), train=False)) == 2
+    monkeypatch.chdir(tmp_path / name)
+    assert len(load_dataset(config("folders"), train=True)) == 8
+
+
+@pytest.mark.parametrize("path", ["../nowhere", "~/nowhere", "a/b/c", "two words", "a--b"])
+def test_no_folder_and_no_name_of_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **options: asked.append(options))
+    with pytest.raises(ValueError, match="is not a folder: nothing is there"):
+        load_dataset(config(path), train=True)
+    assert not asked
+
+
+def test_the_hub_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistyped folder looks like a dataset's name: that it is none here is said before."""
+    import datasets
+
+    said: list[str] = []
+
+    def unreachable(**options: Any) -> None:
+        said.append(caplog.text)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for path in ("my_images", "mine/red", "someone/cifar10"):
+        caplog.clear()
+        with pytest.raises(ValueError, match=rf"'{path}': no such folder is here.*no route"):
+            load_dataset(config(path), train=True)
+    assert "no folder 'my_images' is here" in said[0]
+    assert "no folder 'mine/red' is here" in said[1]
+    assert not said[2]
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(ValueError, match="is not a folder but a file"):
+        load_dataset(config("notes"), train=True)
 
 
 def test_single_class_folder(tmp_path: Path) -> None:
@@ -224,6 +327,17 @@ def test_corrupt_images_are_skipped_and_counted(
     labels = torch.cat([batch.labels for batch in batches])
     assert sorted(shown.tolist()) == sorted([10, 11, 12, 15, 15, 15, 16, 17, 18, 19] * 2)
     assert torch.equal(labels + 10, shown.long())
+
+
+def test_messages_name_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class_folders(tmp_path, names=("cat", "dog"), count=3)
+    (tmp_path / "cat" / "test_1.png").write_bytes(b"x")
+    picture(0, size=(5, 6)).save(tmp_path / "dog" / "test_2.png")
+    data = load_dataset(config(tmp_path, resize=None, eval_split="train"), train=True)
+    data.images_uint8([1])
+    assert re.search(r"image 1 \(.*/cat/test_1\.png\) is unreadable, the next", caplog.text)
+    with pytest.raises(ValueError, match=r"image 5 \(.*/dog/test_2\.png\) of .* is 5 x 6 pixels"):
+        data.images_uint8([5])
 
 
 def test_no_readable_image(tmp_path: Path) -> None:
