@@ -209,11 +209,12 @@ def describe(pipeline: Pipeline) -> str:
 
 
 def _request(
-    pipeline: Pipeline, label: str | None, seeds: str, settings: Sequence[str]
+    pipeline: Pipeline, label: str | None, seeds: str | None, settings: Sequence[str | None]
 ) -> tuple[int, list[int], SamplingConfig]:
+    """What the form's fields say; a cleared one may hold None."""
     number = parse_label(label or "", pipeline)
-    texts = dict(zip(SETTINGS, settings, strict=True))
-    return number, parse_seeds(seeds, MAX_IMAGES), parse_settings(texts, pipeline)
+    texts = {name: text or "" for name, text in zip(SETTINGS, settings, strict=True)}
+    return number, parse_seeds(seeds or "", MAX_IMAGES), parse_settings(texts, pipeline)
 
 
 def _check_mask(mask: Image.Image, pipeline: Pipeline) -> None:

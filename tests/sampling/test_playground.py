@@ -71,6 +71,8 @@ def test_generation_shows_every_scale_and_ends_with_files(actions: Actions, pipe
         ("dog", "0", OFF, "unknown class 'dog'"),
         (None, "0", OFF, "unknown class ''"),
         ("cat", "one", OFF, "seeds must look like 0:8"),
+        ("cat", None, OFF, "seeds must look like 0:8 .* got ''"),
+        ("cat", "0", ("-", None, None, None, None), "guidance_scale must be a number"),
         ("cat", "0:65", OFF, "more than 64 images"),
         ("cat", str(2**32), OFF, r"seeds must be in \[0, 2\^32"),
         ("cat", "0", ("", "-1", "", "", ""), "temperature must be positive"),
@@ -80,7 +82,7 @@ def test_generation_shows_every_scale_and_ends_with_files(actions: Actions, pipe
     ],
 )
 def test_mistakes_are_value_errors(
-    actions: Actions, upload: str, label: Any, seeds: str, settings: tuple[str, ...], message: str
+    actions: Actions, upload: str, label: Any, seeds: Any, settings: tuple[Any, ...], message: str
 ):
     with pytest.raises(ValueError, match=message):
         list(actions.generate("tiny", label, seeds, *settings))
