@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from common.batches import uniform_from_keys
-from common.images import resize_shorter_side
+from common.images import enlarged_part, resize_shorter_side, resized_size
 
 FLIP_STREAM, CROP_STREAM = -1, -2
+MAX_ENLARGED_PIXELS = 2**25  # a strip of 2 x 30,000 would take 3 GB at 256 pixels
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,24 @@ class Cut:
             ValueError: the image, called `name`, is smaller than the square.
         """
         size = self.size
-        if self.resize is not None:
-            image = resize_shorter_side(image, round(self.resize * size))
-        if min(image.size) < size:
+        shorter = min(image.size) if self.resize is None else round(self.resize * size)
+        width, height = resized_size(image.size, shorter)
+        if shorter < size:
             raise ValueError(
-                f"{name} is {image.width} x {image.height} "
+                f"{name} is {width} x {height} "
                 f"pixels, smaller than image_size {size}; set data.resize to enlarge it"
             )
-        spare_x, spare_y = image.width - size, image.height - size
+        spare_x, spare_y = width - size, height - size
         left, top = spare_x // 2, spare_y // 2
         if corner is not None:
             left, top = int(corner[0] * (spare_x + 1)), int(corner[1] * (spare_y + 1))
-        if spare_x or spare_y:
-            image = image.crop((left, top, left + size, top + size))
+        box = (left, top, left + size, top + size)
+        if width * height > max(MAX_ENLARGED_PIXELS, image.width * image.height):
+            image = enlarged_part(image, (width, height), box)
+        else:
+            image = resize_shorter_side(image, shorter)
+            if spare_x or spare_y:
+                image = image.crop(box)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def mirror(self, images: Tensor, keys: Tensor) -> Tensor:

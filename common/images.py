@@ -54,13 +54,32 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
     """Keeps the aspect ratio; Lanczos (antialiased) down, bilinear up, untouched when it fits."""
-    width, height = image.size
-    shorter = min(width, height)
+    shorter = min(image.size)
     if shorter == size:
         return image
-    target = (max(size, round(width * size / shorter)), max(size, round(height * size / shorter)))
+    target = resized_size(image.size, size)
     down = Image.Resampling.LANCZOS
     return image.resize(target, down if shorter > size else Image.Resampling.BILINEAR)
+
+
+def resized_size(image_size: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height that `resize_shorter_side` gives an image of `image_size`."""
+    width, height = image_size
+    shorter = min(image_size)
+    return max(size, round(width * size / shorter)), max(size, round(height * size / shorter))
+
+
+def enlarged_part(
+    image: Image.Image, enlarged: tuple[int, int], box: tuple[int, int, int, int]
+) -> Image.Image:
+    """What `box` (left, top, right, bottom) would cut from the image enlarged to `enlarged`.
+
+    The rest is never made; rounding may differ by one level.
+    """
+    left, top, right, bottom = box
+    x, y = image.width / enlarged[0], image.height / enlarged[1]
+    region = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    return image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=region)
 
 
 def to_uint8(images: Tensor) -> Tensor:
