@@ -97,11 +97,13 @@ class MetricsConfig:
         }
         for name, count in sets.items():
             if self.kid_subset_size > count:
-                raise ValueError(f"kid_subset_size {self.kid_subset_size} exceeds {name}")
+                raise ValueError(
+                    f"evaluation.metrics.kid_subset_size {self.kid_subset_size} exceeds {name}"
+                )
         if self.num_resamples > num_images // 2:
             raise ValueError(
-                f"num_resamples {self.num_resamples} leaves less than 2 images of "
-                f"num_images {num_images} to a group"
+                f"evaluation.metrics.num_resamples {self.num_resamples} leaves less than 2 images "
+                f"of num_images {num_images} to a group"
             )
         if self.num_resamples:
             without = f"num_images {num_images} without one of num_resamples {self.num_resamples}"
@@ -109,7 +111,7 @@ class MetricsConfig:
         for field in ("neighbors", "density_neighbors"):
             for name, count in sets.items():
                 if (value := getattr(self, field)) >= count:
-                    raise ValueError(f"{field} {value} is not less than {name}")
+                    raise ValueError(f"evaluation.metrics.{field} {value} is not less than {name}")
 
 
 def evaluate_images(

@@ -131,11 +131,23 @@ def test_unequal_class_counts_are_refused_unless_told(dataset: ImageDataset) -> 
 @pytest.mark.parametrize(
     ("num_images", "changes", "message"),
     [
-        (30, {"kid_subset_size": 31}, "kid_subset_size 31 exceeds num_images 30"),
+        (
+            30,
+            {"kid_subset_size": 31},
+            r"^eval\S+s\.kid_subset_size 31 exceeds num_images 30",
+        ),
         (40, {"max_reference": 30, "kid_subset_size": 31}, "31 exceeds max_reference 30"),
         (500, {"kid_subset_size": 400}, r"400 exceeds the reference's number of images, \d{3}$"),
-        (40, {"num_resamples": 21}, "num_resamples 21 leaves less than 2 images of num_images 40"),
-        (30, {"neighbors": 30}, "neighbors 30 is not less than num_images 30"),
+        (
+            40,
+            {"num_resamples": 21},
+            r"s\.num_resamples 21 leaves less than 2 .* num_images 40",
+        ),
+        (
+            30,
+            {"neighbors": 30},
+            r"^eval\S+s\.neighbors 30 is not less than num_images 30",
+        ),
         (30, {"max_reference": 25, "density_neighbors": 25}, "is not less than max_reference 25"),
         (20, {"neighbors": 10, "num_resamples": 2}, "less than num_images 20 without one of num_r"),
     ],
@@ -148,6 +160,18 @@ def test_counts_that_cannot_work_are_refused_before_anything_is_sampled(
     with pytest.raises(ValueError, match=message):
         run(pipeline, dataset, config)
     assert not pipeline.calls
+
+
+def test_config_for_small_folders() -> None:
+    """Works from 100 images on both sides, with weights that need no download."""
+    run = load_config(EvaluationRun, CONFIGS / "folder.yaml", ["data.path=my_images"])
+    assert isinstance(run.evaluation.metrics.extractor, EfficientNetLite0Features)
+    assert run.evaluation.num_images <= 1000
+    run.evaluation.metrics.check(num_images=100, num_reference=100)
+    with pytest.raises(
+        ValueError, match=r"^evaluation\.metrics\.kid_subset_size 100 exceeds num_images 99"
+    ):
+        run.evaluation.metrics.check(num_images=99, num_reference=1000)
 
 
 def test_seeds_beyond_the_last_one_are_refused_before_anything_is_sampled(
