@@ -51,7 +51,7 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
     for keys, value in kinds_first:
         _apply_override(data, keys, value)
     source = "config" if path is None else str(path)
-    return _validate(cls, data, source + (f" with {' '.join(overrides)}" if overrides else ""))
+    return _validate(cls, data, source + (" with overrides" if overrides else ""))
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:

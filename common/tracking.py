@@ -35,6 +35,8 @@ FREE_ENDINGS = (
     "checkpoint_activations",
 )
 WARMUP_STEPS = 3
+MAX_DIFFERENCES = 8
+"""How many differing keys of a config an error shows; two kinds of run differ in dozens."""
 
 
 class RunFolder:
@@ -55,7 +57,7 @@ class RunFolder:
         The number of steps, intervals of the loop, trackers and workers may differ.
 
         Raises:
-            ValueError: names each differing key with both values.
+            ValueError: names the first differing keys with both values.
         """
         if not self.config_file.is_file():
             raise ValueError(f"{self.path} has checkpoints but no {self.config_file.name}")
@@ -71,9 +73,12 @@ class RunFolder:
             and not key.endswith(FREE_ENDINGS)
         ]
         if differing:
+            shown = differing[:MAX_DIFFERENCES]
+            if len(differing) > len(shown):
+                shown.append(f"and {len(differing) - len(shown)} more")
             raise ValueError(
                 f"{self.path} was started with another config; use another run folder, or:\n  "
-                + "\n  ".join(differing)
+                + "\n  ".join(shown)
             )
 
     def start(self, config: object, step: int) -> None:

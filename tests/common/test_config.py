@@ -162,6 +162,15 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert load_config(Drawing, tmp_path / "empty.yaml") == Drawing()
 
 
+def test_problems_come_before_long_command_lines(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("title: old\n")
+    with pytest.raises(ValueError, match=r"^invalid .*config\.yaml with overrides:") as caught:
+        load_config(Drawing, path, ["size=[7, 8]", "title=new", "pen.width=wide", "visible=true"])
+    problem = "pen.width: got 'wide' (allowed: number)"
+    assert str(caught.value) == f"invalid {path} with overrides:\n  {problem}"
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("shape: {kind: circle, radius: 2, colours: [red, blue]}\ntitle: old\n")

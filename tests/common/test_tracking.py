@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import config_class
+from common.config import config_class, to_dict
 from common.loop import LoopConfig
-from common.tracking import Meter, RunFolder, flatten, memory_in_use, progress_text, time_text
+from common.tracking import (
+    FREE_ENDINGS,
+    Meter,
+    RunFolder,
+    flatten,
+    memory_in_use,
+    progress_text,
+    time_text,
+)
 
 
 @config_class
@@ -36,6 +44,23 @@ def test_config_is_compared(tmp_path: Path) -> None:
         "loop.batch_size: the run has 4, got 8",
         "names: the run has [], got ['a']",
     ]
+
+
+def test_not_all_differences_are_shown(tmp_path: Path) -> None:
+    """The config of another kind of run shares hardly a key."""
+    folder = RunFolder(tmp_path)
+    folder.path.mkdir(exist_ok=True)
+    folder.config_file.write_text("\n".join(f"key_{number}: {number}" for number in range(20)))
+    with pytest.raises(ValueError, match="started with another config") as caught:
+        folder.check_config(Config())
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert lines[0] == "key_0: the run has 0, got 'nothing'"
+    assert lines[7] == "key_7: the run has 7, got 'nothing'"
+    assert len(lines) == 9
+    differing = 20 + len(
+        [key for key in flatten(to_dict(Config())) if not key.endswith(FREE_ENDINGS)]
+    )
+    assert lines[8] == f"and {differing - 8} more"
 
 
 def test_metrics_are_cut_back_on_resume(tmp_path: Path) -> None:
