@@ -109,9 +109,11 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     """All curves of a run folder by key.
 
     Raises:
-        ValueError: no metrics there.
+        ValueError: no such folder, or no metrics there.
     """
     folder = RunFolder(run)
+    if not folder.path.is_dir():
+        raise ValueError(f"{run} is not a run folder: no such folder exists")
     records = folder.metrics()
     if not records:
         raise ValueError(f"{run} is not a run folder: {folder.metrics_file.name} has no line")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.config import to_dict
 from common.plots import color, legend_above, new_figure
 from sampling.schedules import resolve_schedule
 from sampling.sweep import FIELDS, SweepRow, schedule_text
@@ -33,6 +34,21 @@ def ranked(rows: Sequence[SweepRow]) -> list[SweepRow]:
 def best(rows: Sequence[SweepRow]) -> SweepRow | None:
     """The row of least gFID, or None where no gFID is finite."""
     return next((row for row in ranked(rows) if math.isfinite(row.result.gfid)), None)
+
+
+def setting(row: SweepRow) -> dict[str, Any]:
+    """The row's setting as plain data for a file, top-k in integers (`900`, not `900.0`)."""
+    found = to_dict(row.sampling)
+    return {**found, "top_k": _whole(found["top_k"])}
+
+
+def _whole(value: Any) -> Any:
+    """Whole floats as integers, inside lists and ramps too."""
+    if isinstance(value, dict):
+        return {key: _whole(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def table(rows: Sequence[SweepRow]) -> str:

@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if state.is_main_process:
         start_cache(folder, plan)
     state.wait_for_everyone()
-    made = 0
     shards = write_shards(
         folder,
         plan,
@@ -65,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         world_size=state.num_processes,
     )
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with autocast, tqdm(desc="shards", disable=not state.is_main_process) as bar:
-        for _ in shards:
+    own = range(state.process_index, plan.num_shards, state.num_processes)
+    made = 0
+    with autocast, tqdm(desc="shards", total=len(own), disable=not state.is_main_process) as bar:
+        for shard in shards:
             made += 1
-            bar.update()
+            bar.update(own.index(shard) + 1 - bar.n)  # those before it were there
+        bar.update(len(own) - bar.n)
     state.wait_for_everyone()
     return made
 

@@ -26,7 +26,7 @@ from common.launch import patient_accelerator
 from common.plots import check_plots, save_figure
 from sampling.pipeline import Pipeline
 from sampling.sweep import SweepRun, describe, sweep
-from sampling.sweep_report import best, draw, ranked, table
+from sampling.sweep_report import best, draw, ranked, setting, table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if winner is None:
         print(f"no gFID is finite; rows, table and plot: {folder}")
         return
-    save_config(winner.sampling, folder / "best.yaml")
+    save_config(setting(winner), folder / "best.yaml")
     print(f"least gFID: {describe(winner.sampling)}")
     print(f"rows, table, plot and best.yaml: {folder}")
 

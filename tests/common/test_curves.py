@@ -52,7 +52,10 @@ def test_a_run_folder_is_read_by_key(tmp_path: Path) -> None:
     assert found["loss"].steps == (1, 2)
     assert found["loss"].values[0] == 3
     assert math.isnan(found["loss"].values[1])
-    with pytest.raises(ValueError, match=r"nothing is not a run folder: metrics\.jsonl has no"):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"other is not a run folder: metrics\.jsonl has no"):
+        read_curves(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"nothing is not a run folder: no such folder exists"):
         read_curves(tmp_path / "nothing")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.config import from_dict, load_config
+from common.config import from_dict, load_config, save_config
 from common.data import DataConfig, ImageDataset, load_dataset
 from common.extractors import EfficientNetLite0Features
 from sampling import evaluation
@@ -17,7 +17,7 @@ from sampling.generate import SamplingConfig
 from sampling.pipeline import Pipeline
 from sampling.schedules import LinearRamp, VarRamp
 from sampling.sweep import SweepConfig, SweepFolder, SweepRow, SweepRun, describe, grid, sweep
-from sampling.sweep_report import best, draw, lines, table
+from sampling.sweep_report import best, draw, lines, setting, table
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 DATA = DataConfig(path="digits", image_size=16, max_images=40)
@@ -282,3 +282,16 @@ def test_plot_has_a_line_for_each_top_k_by_guidance() -> None:
     assert right.lines[0].get_xydata().tolist() == [[0.8, 0.2], [0.7, 0.3]]
     assert [text.get_text() for text in right.texts] == ["1", "3", "1", "linear 1→3"]
     assert left.get_xlabel() == "guidance scale (mean over scales)"
+
+
+def test_settings_are_written_with_whole_top_k(tmp_path: Path) -> None:
+    save_config(setting(made_up(2.0, 900.0, 10.0)), tmp_path / "best.yaml")
+    text = (tmp_path / "best.yaml").read_text()
+    assert "guidance_scale: 2.0\n" in text
+    assert "top_k: 900\n" in text
+    sampling = SamplingConfig(top_k=LinearRamp(start=900.0, end=1.5))
+    row = replace(made_up(1.0, None, 10.0), sampling=sampling)
+    assert setting(row)["top_k"] == {"kind": "linear", "start": 900, "end": 1.5}
+    assert "start: 900," in str(setting(row)).replace("'", "")
+    assert from_dict(SamplingConfig, setting(row)) == sampling
+    assert setting(made_up(1.0, None, 10.0))["top_k"] is None

@@ -54,6 +54,7 @@ def test_sweep_writes_rows_table_plot_and_the_best_setting(
     assert sampling_config(SamplingConfig(), str(out / "best.yaml"), []) == sampling_config(
         SamplingConfig(), None, [f"{k}={json.dumps(v)}" for k, v in _sampling(best).items()]
     )
+    assert "\ntop_k: 2\n" in (out / "best.yaml").read_text()
     with Image.open(out / "sweep.png") as picture:
         assert picture.width > picture.height > 300
     setting = ["guidance_scale=4", "top_k=2", "temperature=0.9"]
