@@ -16,10 +16,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
+from common.images import from_pil
 from generator.model import NextScaleGenerator
-from sampling.generate import Generated, generate
+from sampling.generate import Generated, Revise, generate
 from sampling.settings import SamplingConfig
 from tokenizer.model import ImageTokenizer
 from tokenizer.multiscale import PyramidState
@@ -52,7 +54,19 @@ def edit(
     """
     if len(images) != len(labels):
         raise ValueError(f"got {len(labels)} labels but {len(images)} images")
-    spec, device = generator.spec, image_tokenizer.device
+    revise = keeping(image_tokenizer, images, keep_scales=keep_scales, mask=mask)
+    return generate(generator, image_tokenizer, labels, seeds, config, revise=revise)
+
+
+def keeping(
+    image_tokenizer: ImageTokenizer,
+    images: Tensor,
+    *,
+    keep_scales: int = 0,
+    mask: Tensor | None = None,
+) -> Revise:
+    """What puts the kept tokens of `images` in place of drawn ones, for `generate`; see `edit`."""
+    spec, device = image_tokenizer.spec, image_tokenizer.device
     side = image_tokenizer.config.image_size
     kept = kept_tokens(spec, keep_scales, mask, (len(images), side, side)).to(device)
     with torch.inference_mode():
@@ -62,7 +76,12 @@ def edit(
         own = image_tokenizer.pyramid.encode_next(target, state)
         return torch.where(kept[:, spec.scale_slice(state.scale), None], own, drawn)
 
-    return generate(generator, image_tokenizer, labels, seeds, config, revise=revise)
+    return revise
+
+
+def white_area(mask: Image.Image) -> Tensor:
+    """Where a picture is white, bool (H, W): what is drawn anew."""
+    return from_pil([mask.convert("RGB")])[0, 0] > 127
 
 
 def kept_tokens(

@@ -98,9 +98,11 @@ def generate_progressively(
     labels: Tensor,
     seeds: Sequence[int] | Tensor,
     config: SamplingConfig | None = None,
+    *,
+    revise: Revise | None = None,
 ) -> Iterator[ScaleStep]:
     """`generate`, yielding the decoded images after every scale; same arguments and errors."""
-    for scale_tokens, state in _scales(generator, image_tokenizer, labels, seeds, config):
+    for scale_tokens, state in _scales(generator, image_tokenizer, labels, seeds, config, revise):
         images = image_tokenizer.decode_latent(state.latent)
         yield ScaleStep(state.scale - 1, scale_tokens, images)
 
@@ -120,7 +122,7 @@ def _scales(
     labels: Tensor,
     seeds: Sequence[int] | Tensor,
     config: SamplingConfig | None,
-    revise: Revise | None = None,
+    revise: Revise | None,
 ) -> Iterator[tuple[Tensor, PyramidState]]:
     """Tokens (B, n_k, G) of each scale and the tokenizer's state after it."""
     _check(generator, image_tokenizer, labels, seeds)

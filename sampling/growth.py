@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from common.images import from_pil, make_grid, to_pil
-from sampling.generate import generate_progressively
+from common.images import from_pil, from_uint8, make_grid, to_pil
+from sampling.editing import keeping, white_area
+from sampling.generate import Revise, generate_progressively
 from sampling.pipeline import GROUP, Pipeline
 from sampling.settings import SamplingConfig
 
@@ -38,8 +39,12 @@ def grow(
     seeds: Sequence[int],
     config: SamplingConfig,
     batch_size: int = GROUP,
+    revise: Revise | None = None,
 ) -> Iterator[Growth]:
     """`pipeline([label] * len(seeds), seeds)`, bit for bit, yielded after every scale.
+
+    Args:
+        revise: see `sampling.generate.generate`; of `batch_size` images.
 
     Raises:
         ValueError: as `sampling.generate.generate`.
@@ -51,7 +56,7 @@ def grow(
         filled = chosen + chosen[-1:] * (batch_size - len(chosen))
         growing: list[Image.Image] = []
         steps = generate_progressively(
-            pipeline.generator, pipeline.image_tokenizer, labels, filled, config
+            pipeline.generator, pipeline.image_tokenizer, labels, filled, config, revise=revise
         )
         while True:
             with pipeline.autocast():  # for a step: whoever takes the next may be another thread
@@ -61,6 +66,29 @@ def grow(
             growing = to_pil(step.images[: len(chosen)])
             yield Growth(finished + growing, len(chosen), step.scale + 1)
         finished += growing
+
+
+def grow_edit(
+    pipeline: Pipeline,
+    image: Image.Image,
+    label: int,
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    *,
+    keep_scales: int = 0,
+    mask: Image.Image | None = None,
+    batch_size: int = GROUP,
+) -> Iterator[Growth]:
+    """`pipeline.edit` of one image, once for each seed, bit for bit, yielded after every scale.
+
+    Raises:
+        ValueError: as `sampling.editing.edit`.
+    """
+    area = None if mask is None else white_area(mask)
+    images = from_uint8(from_pil([image.convert("RGB")] * batch_size))
+    with pipeline.autocast():
+        revise = keeping(pipeline.image_tokenizer, images, keep_scales=keep_scales, mask=area)
+    return grow(pipeline, label, seeds, config, batch_size, revise)
 
 
 def sheet(images: Sequence[Image.Image], total: int) -> Image.Image:

@@ -28,7 +28,7 @@ from common.files import replace_text
 from common.images import from_pil, from_uint8, to_pil
 from generator.model import NextScaleGenerator
 from sampling.compiled import compiled, is_compiled
-from sampling.editing import edit
+from sampling.editing import edit, white_area
 from sampling.generate import Generated, check_specs, generate
 from sampling.model_card import TRAINING_FILE, model_card, read_training
 from sampling.seeds import as_integer, check_seeds
@@ -250,7 +250,7 @@ class Pipeline:
             if image.size != (side, side):
                 raise ValueError(f"images and mask must be {side} x {side}, got {image.size}")
         keep_scales = as_integer(keep_scales, "keep_scales")
-        area = None if mask is None else from_pil([mask.convert("RGB")])[0, 0] > 127
+        area = None if mask is None else white_area(mask)
 
         def draw(numbers: Tensor, chosen: list[int], positions: list[int]) -> Generated:
             return edit(
@@ -275,8 +275,10 @@ class Pipeline:
         progress: bool,
     ) -> list[Image.Image]:
         """Calls `draw` with the class numbers, seeds and positions of each group."""
-        if isinstance(labels, str):  # a sequence of letters
+        if isinstance(labels, str | int):  # a text is a sequence of letters
             raise ValueError(f"labels must be a list of classes, got {labels!r}")
+        if isinstance(seeds, int):
+            raise ValueError(f"seeds must be a list of integers, got {seeds}")
         seeds = check_seeds(range(len(labels)) if seeds is None else seeds)
         if len(seeds) != len(labels):
             raise ValueError(f"got {len(labels)} labels but {len(seeds)} seeds")

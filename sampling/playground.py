@@ -16,9 +16,8 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from common.config import to_dict
-from common.images import from_pil
-from sampling.editing import kept_tokens
-from sampling.growth import enlarged, grow, sheet
+from sampling.editing import kept_tokens, white_area
+from sampling.growth import Growth, enlarged, grow, grow_edit, sheet
 from sampling.image_files import save_png
 from sampling.options import (
     class_name,
@@ -32,6 +31,7 @@ from sampling.pipeline import Pipeline
 from sampling.reconstruction import reconstruct, tokens_text
 from sampling.settings import SamplingConfig
 from sampling.uploads import fit_square, open_upload, painted_mask
+from tokenizer.tokens import TokenSpec
 
 MAX_IMAGES = 64
 MAX_FOLDERS = 64  # of finished images, a click each; older ones are deleted
@@ -80,10 +80,7 @@ class Actions:
             if len(images) == growth.growing:
                 steps.append((images[0], f"{side} x {side}"))
             picture = sheet(images, len(chosen))
-            first = len(images) - growth.growing + 1
-            which = f"{first}" if first == len(images) else f"{first} to {len(images)}"
-            status = f"image {which} of {len(chosen)}: scale {growth.scale} of {spec.num_scales}"
-            yield [picture, f"{status} ({side} x {side} tokens)", steps, []]
+            yield [picture, _progress(growth, len(chosen), spec), steps, []]
         name = class_name(number, pipeline)
         saved = self._save(
             images, chosen, name, {"model": self.digests[model], "sampling": to_dict(config)}
@@ -132,8 +129,8 @@ class Actions:
         label: str,
         seeds: str,
         *settings: str,
-    ) -> list[Any]:
-        """Status and finished images."""
+    ) -> Iterator[list[Any]]:
+        """Status and images, growing ones first, then the finished ones."""
         pipeline = self.pipelines[model]
         number, chosen, config = _request(pipeline, label, seeds, settings)
         if path is None:
@@ -150,14 +147,20 @@ class Actions:
             mask = given if mask is None else ImageChops.lighter(mask, given)
         if mask is not None:
             _check_mask(mask, pipeline)
-        images = pipeline.edit(
-            [fit_square(image, side)] * len(chosen),
-            [number] * len(chosen),
+        images: list[Image.Image] = []
+        for growth in grow_edit(
+            pipeline,
+            fit_square(image, side),
+            number,
             chosen,
+            config,
             keep_scales=int(keep),
             mask=mask,
-            config=config,
-        )
+        ):
+            images = growth.images
+            captions = [f"seed {seed}" for seed in chosen[: len(images)]]
+            status = _progress(growth, len(chosen), pipeline.generator.spec)
+            yield [status, list(zip(images, captions, strict=True))]
         name = class_name(number, pipeline)
         how = {
             "model": self.digests[model],
@@ -166,7 +169,7 @@ class Actions:
         }
         area = "everything" if mask is None else f"{_share(mask):.0%} of the pixels"
         status = f"kept the first {int(keep)} scales, then {area} drawn anew as {name}"
-        return [status, self._save(images, chosen, name, how)]
+        yield [status, self._save(images, chosen, name, how)]
 
     def _save(
         self, images: Sequence[Image.Image], seeds: Sequence[int], name: str, how: dict[str, Any]
@@ -217,10 +220,19 @@ def _request(
     return number, parse_seeds(seeds or "", MAX_IMAGES), parse_settings(texts, pipeline)
 
 
+def _progress(growth: Growth, total: int, spec: TokenSpec) -> str:
+    """Which images have reached which scale."""
+    last, side = len(growth.images), spec.scales[growth.scale - 1]
+    first = last - growth.growing + 1
+    which = f"{first}" if first == last else f"{first} to {last}"
+    scale = f"scale {growth.scale} of {spec.num_scales} ({side} x {side} tokens)"
+    return f"image {which} of {total}: {scale}"
+
+
 def _check_mask(mask: Image.Image, pipeline: Pipeline) -> None:
     """Refuses a mask by which the image would come back as it was, only reconstructed."""
     spec = pipeline.generator.spec
-    area = from_pil([mask.convert("RGB")])[0, 0] > 127
+    area = white_area(mask)
     if kept_tokens(spec, 0, area, (1, *area.shape)).all():
         side = spec.scales[-1]
         raise ValueError(

@@ -1,11 +1,13 @@
 """Images while they grow."""
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 
 from sampling.generate import SamplingConfig
-from sampling.growth import EMPTY, enlarged, grow, sheet
+from sampling.growth import EMPTY, enlarged, grow, grow_edit, sheet
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
@@ -20,6 +22,19 @@ def test_images_grow_to_those_of_a_call(dtype: torch.dtype):
     assert [image.tobytes() for image in growths[-1].images] == [i.tobytes() for i in images]
     assert growths[0].images[0].tobytes() != images[0].tobytes()
     assert growths[3].images[0].tobytes() == images[0].tobytes()  # finished ones stay
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_edits_grow_to_those_of_a_call(dtype: torch.dtype):
+    pipeline, config = tiny_pipeline().to(dtype=dtype), SamplingConfig(guidance_scale=2.0)
+    image, mask = Image.effect_noise((16, 16), 90).convert("RGB"), Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 16))
+    kept: dict[str, Any] = {"keep_scales": 1, "mask": mask}
+    *_, last = grow_edit(pipeline, image, 1, [5, 6, 7], config, batch_size=2, **kept)
+    images = pipeline.edit([image] * 3, [1] * 3, [5, 6, 7], batch_size=2, config=config, **kept)
+    assert [grown.tobytes() for grown in last.images] == [i.tobytes() for i in images]
+    drawn = pipeline([1] * 3, [5, 6, 7], batch_size=2, config=config)
+    assert images[0].tobytes() != drawn[0].tobytes()
 
 
 def test_images_to_come_are_grey():

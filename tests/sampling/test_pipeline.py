@@ -263,6 +263,10 @@ def test_bad_calls(pipeline: Pipeline):
             pipeline([0], batch_size=size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="labels must be a list of classes, got 'cat'"):
         pipeline("cat", [0])
+    with pytest.raises(ValueError, match="labels must be a list of classes, got 1"):
+        pipeline(1, [0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seeds must be a list of integers, got 7"):
+        pipeline([1], 7)  # type: ignore[arg-type]
     for given in ({"images": ["cat.png"]}, {"images": [Image.new("RGB", (16, 16))], "mask": "a"}):
         with pytest.raises(ValueError, match="images and mask must be PIL images, got str"):
             pipeline.edit(labels=["cat"], **given)  # type: ignore[arg-type]

@@ -37,6 +37,12 @@ def pixels(saved: list[tuple[str, str]]) -> list[bytes]:
     return [Image.open(path).convert("RGB").tobytes() for path, _ in saved]
 
 
+def edited(actions: Actions, *request: Any) -> list[Any]:
+    """The last that the Edit tab shows."""
+    *_, last = actions.edit("tiny", *request)
+    return last
+
+
 def test_the_form_starts_with_the_models_own_settings(pipeline: Pipeline):
     fields = Fields.of(pipeline)
     assert fields.settings == ["linear 1 2", "1", "", "", ""]
@@ -87,7 +93,7 @@ def test_mistakes_are_value_errors(
     with pytest.raises(ValueError, match=message):
         list(actions.generate("tiny", label, seeds, *settings))
     with pytest.raises(ValueError, match=message):
-        actions.edit("tiny", upload, None, None, 1, label, seeds, *settings)
+        edited(actions, upload, None, None, 1, label, seeds, *settings)
 
 
 def test_reconstruction(actions: Actions, upload: str):
@@ -109,13 +115,18 @@ def test_edit_keeps_scales_and_what_is_not_painted(
     assert canvas["background"].size == (512, 512)
     reconstruction = actions.reconstruct("tiny", upload)[0][1][0].tobytes()
     request = ("cat", "3", *OFF)
-    status, kept = actions.edit("tiny", upload, canvas, None, 3, *request)
+    status, kept = edited(actions, upload, canvas, None, 3, *request)
     assert status == "kept the first 3 scales, then everything drawn anew as cat"
     assert pixels(kept) == [reconstruction]
     layer = Image.new("RGBA", (512, 512))
     layer.paste("white", (0, 0, 256, 512))
     painting = {**canvas, "layers": [layer]}
-    status, painted = actions.edit("tiny", upload, painting, None, 0, *request)
+    *growing, (status, painted) = actions.edit("tiny", upload, painting, None, 0, *request)
+    assert [step[0] for step in growing] == [
+        f"image 1 of 1: scale {k + 1} of 3 ({side} x {side} tokens)"
+        for k, side in enumerate((1, 2, 4))
+    ]
+    assert growing[-1][1][0][0].tobytes() == pixels(painted)[0]
     assert "50% of the pixels" in status
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 8, 16))
@@ -133,15 +144,15 @@ def test_an_uploaded_mask_adds_to_the_painted_one(actions: Actions, upload: str,
     layer = Image.new("RGBA", (512, 512))
     layer.paste("white", (0, 0, 512, 256))
     request = (0, "cat", "3", *OFF)
-    status, _ = actions.edit("tiny", upload, {"layers": [layer]}, str(path), *request)
+    status, _ = edited(actions, upload, {"layers": [layer]}, str(path), *request)
     assert "62% of the pixels" in status  # a quarter and a half, less what both cover
     mask.resize((16, 16)).save(path)
     with pytest.raises(ValueError, match=r"size of the image \(20, 16\), got \(16, 16\)"):
-        actions.edit("tiny", upload, None, str(path), *request)
+        edited(actions, upload, None, str(path), *request)
     with pytest.raises(ValueError, match="upload one first"):
-        actions.edit("tiny", None, None, None, *request)
+        edited(actions, None, None, None, *request)
     with pytest.raises(ValueError, match=r"keep_scales must be in \[0, 3\], got 4"):
-        actions.edit("tiny", upload, None, None, 4, *request[1:])
+        edited(actions, upload, None, None, 4, *request[1:])
 
 
 def test_a_mask_that_keeps_everything_is_refused(actions: Actions, upload: str, tmp_path: Path):
@@ -152,7 +163,7 @@ def test_a_mask_that_keeps_everything_is_refused(actions: Actions, upload: str, 
         mask.paste(255, (8, 8, 8 + width, 9))
         mask.save(path)
         with pytest.raises(ValueError, match=f"nothing to draw anew.* covers {share} of"):
-            actions.edit("tiny", upload, None, str(path), *request)
+            edited(actions, upload, None, str(path), *request)
     layer.paste("white", (0, 0, 128, 128))
-    status, _ = actions.edit("tiny", upload, {"layers": [layer]}, str(path), *request)
+    status, _ = edited(actions, upload, {"layers": [layer]}, str(path), *request)
     assert "of the pixels drawn anew" in status
