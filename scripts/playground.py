@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from common.command_line import run_program
 from sampling.page import CSS, build_page, gr
 from sampling.pipeline import Pipeline
 from sampling.playground import Actions, describe
@@ -100,4 +101,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from common.command_line import run_program
 from common.config import to_dict
 from common.images import check_image_path, decode_rgb, from_pil, save_grid
 from common.launch import patient_accelerator
@@ -254,6 +255,10 @@ def _check(options: argparse.Namespace) -> None:
         _check_npz(options)
     if options.edit is None and (options.mask is not None or options.keep_scales):
         raise ValueError("--mask and --keep-scales say what to keep of an --edit image: none given")
+    if options.edit is not None and options.mask is None and not options.keep_scales:
+        raise ValueError(
+            f"--edit {options.edit} keeps nothing of the image: --mask or --keep-scales says what"
+        )
 
 
 def _check_npz(options: argparse.Namespace) -> None:
@@ -267,4 +272,4 @@ def _check_npz(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -151,7 +151,7 @@ def test_files_to_edit_are_refused_by_name(folder: Path, tmp_path: Path):
         (missing, "missing.png is not a readable image"),
     ):
         for option, files in (
-            ("--edit", ["--edit", path]),
+            ("--edit", ["--edit", path, "--keep-scales", "1"]),
             ("--mask", ["--edit", given, "--mask", path]),
         ):
             with pytest.raises(ValueError, match=f"^{option} {path}: {message}"):
@@ -289,3 +289,5 @@ def test_edit_with_a_mask(folder: Path, tmp_path: Path, pipeline: Pipeline):
     mask.resize((8, 8)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=r"size of the image \(24, 20\), got \(8, 8\)"):
         main(arguments)
+    with pytest.raises(ValueError, match=r"--edit .*given\.png keeps nothing of the image"):
+        main(arguments[:-2])
