@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -195,10 +196,14 @@ class Meter:
 
 
 def progress_text(scalars: Mapping[str, float], meter: Meter, step: int, memory: int) -> str:
-    """One line: step, scalars, speed, shares of other work, time left, memory (bytes)."""
+    """One line: step, scalars, speed, shares of other work, time left, memory (bytes).
+
+    Scalars of a scale, whose names end in its number, are for metrics.jsonl alone.
+    """
     left = meter.seconds_left(step)
     parts = [f"step {step}/{meter.total_steps}"]
-    parts += [f"{name} {value:.4g}" for name, value in scalars.items()]
+    shown = {name: v for name, v in scalars.items() if not re.search(r"_\d+$", name)}
+    parts += [f"{name} {value:.4g}" for name, value in shown.items()]
     parts.append(f"{meter.images_per_second:.0f} images/s")
     parts.append(f"data wait {meter.data_wait:.0%}")
     for activity in ("evaluation", "saving"):

@@ -140,7 +140,7 @@ def test_config_of_a_run_that_lacks_a_key(tmp_path: Path) -> None:
 
 def test_progress_text() -> None:
     meter = Meter(batch_size=10, total_steps=200)
-    text = progress_text({"loss": 0.123456}, meter, 5, 3 * 2**29)
+    text = progress_text({"loss": 0.123456, "nll_0": 9.0}, meter, 5, 3 * 2**29)
     assert text == "step 5/200  loss 0.1235  0 images/s  data wait 0%  ETA ?  1.50 GiB"
     for _ in range(4):
         meter.add(0.5, 0.1)
