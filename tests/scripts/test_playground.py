@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sampling.pipeline import Pipeline
+from sampling.uploads import fit_square, open_upload
 from scripts import playground
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
@@ -80,7 +81,7 @@ def address(browsers: ModuleType, pipeline: Pipeline, tmp_path: Path) -> Iterato
     assert not list(temporary.glob("playground-*"))
 
 
-def test_generate_fail_generate_reconstruct(
+def test_generate_fail_generate_reconstruct_edit(
     browsers: ModuleType, address: str, pipeline: Pipeline, tmp_path: Path
 ):
     notes, given = tmp_path / "notes.png", tmp_path / "given.png"
@@ -135,6 +136,18 @@ def test_generate_fail_generate_reconstruct(
         file.set_input_files(given)
         expect_text(page.locator("#reconstruct-summary"), "21 tokens, 131 bits")
         expect_text(page.locator("#reconstruct-prefixes"), "to 2 x 2: 31 bits")
+
+        page.get_by_role("tab", name="Edit").click()
+        page.locator("#edit-upload input[type=file]").set_input_files(given)
+        page.get_by_label("Seeds").nth(1).fill("5")
+        page.locator("#edit-start").click()
+        expect_text(page.locator("#edit-status"), "kept the first 1 scales, then everything drawn")
+        edited = page.locator("#edit-images img")
+        browsers.expect(edited).to_have_count(1, timeout=PATIENCE)
+        body = page.request.get(edited.first.get_attribute("src")).body()
+        expected = pipeline.edit([fit_square(open_upload(given), 16)], ["cat"], [5], keep_scales=1)
+        with Image.open(io.BytesIO(body)) as image:
+            assert image.tobytes() == expected[0].tobytes()
     assert outside, "requests were not watched"
     assert [url for url in outside if not url.startswith((address, "blob:", "data:"))] == []
 
