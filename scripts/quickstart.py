@@ -220,9 +220,8 @@ def measure(pipeline: Pipeline, train: ImageDataset, held_out: ImageDataset) -> 
     seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
     images = pipeline(labels.tolist(), seeds, batch_size=100, progress=True)
     generated = from_pil(images)
-    chosen = spread(
-        len(train), min(len(train), MAX_REFERENCE)
-    )  # of every class: folders are sorted
+    # Of every class: folders are sorted.
+    chosen = spread(len(train), min(len(train), MAX_REFERENCE))
     real = train.images_uint8(chosen)
     subset = min(100, len(generated), len(real))
     quality = evaluate_images(
