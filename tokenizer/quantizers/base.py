@@ -49,8 +49,8 @@ class Quantizer(nn.Module, ABC):
         dim: channels D of a latent and of a code.
         codebook_sizes: number of codes of each of the G codebooks.
         loss_weights: weight of each entry of `Quantized.losses`.
-        code_norm: length of every code (before training, where they learn); None where they differ.
-            A residual pyramid's gains start from it.
+        code_norm: length of every code, from which a residual pyramid's gains start; None where
+            lengths differ or learn.
         has_learned_codebook: codes change during training.
 
     `reduce_mean` averages a tensor over processes (differentiable) and `gather` joins their rows

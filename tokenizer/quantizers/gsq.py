@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -68,7 +67,6 @@ class GroupedSphericalQuantizer(Quantizer):
                 "codebook": config.codebook_weight,
                 "commitment": config.commitment_weight,
             },
-            code_norm=math.sqrt(config.groups),
             has_learned_codebook=True,
         )
         self.config = config
