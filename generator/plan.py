@@ -19,7 +19,7 @@ from generator.cost import cost_text
 from generator.heads import CategoricalHeadConfig, Head, build_head
 from generator.model import GeneratorConfig, NextScaleGenerator
 from generator.tiles import forms_of_gpus
-from generator.training_config import GeneratorTrainingConfig, check_image_size
+from generator.training_config import GeneratorTrainingConfig, check_tokenizer
 from tokenizer import ImageTokenizer, TokenSpec
 from tokenizer.model import TokenizerConfig
 
@@ -28,9 +28,9 @@ def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str
     """The plan of a run, a few lines of text.
 
     Raises:
-        ValueError: another image size than the tokenizer's.
+        ValueError: data or a head that does not suit the tokenizer.
     """
-    check_image_size(config, tokenizer)
+    check_tokenizer(config, tokenizer)
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(tokenizer)
     spec, loop = image_tokenizer.spec, config.loop

@@ -26,7 +26,7 @@ from generator.heads import TokenLoss
 from generator.model import NextScaleGenerator
 from generator.objective import accuracies, check_limits, scale_weights
 from generator.self_correction import SelfCorrection
-from generator.training_config import GeneratorTrainingConfig, check_classes, check_image_size
+from generator.training_config import GeneratorTrainingConfig, check_classes, check_tokenizer
 from tokenizer import ImageTokenizer, TokenPyramid
 
 CLASS_DROPOUT_STREAM = 101
@@ -77,7 +77,7 @@ class GeneratorTask(Task):
         draw: Callable[[NextScaleGenerator], Image.Image] | None = None,
     ) -> None:
         check_classes(config, eval_data)
-        check_image_size(config, image_tokenizer.config)
+        check_tokenizer(config, image_tokenizer.config)
         self.config = config
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
         self.eval_data = eval_data

@@ -1,4 +1,4 @@
-"""Settings of a stage-2 run, and whether data and tokenizer suit them."""
+"""Settings of a stage-2 run, and whether data, tokenizer and head suit them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from generator.config import GeneratorConfig
 from generator.objective import GuardConfig, ScaleWeights
 from generator.self_correction import SelfCorrectionConfig
 from tokenizer.model import TokenizerConfig
+from tokenizer.quantizers import SphericalConfig
 
 
 @config_class
@@ -71,10 +72,21 @@ def check_classes(config: GeneratorTrainingConfig, data: ImageDataset) -> None:
         )
 
 
-def check_image_size(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
-    """Raises ValueError unless the data is cut to the tokenizer's images."""
+def check_tokenizer(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
+    """Raises ValueError unless data and head suit the tokenizer.
+
+    The data must be cut to its images. A head of the lattice needs its tokens: number and dimension
+    of the codes alone do not tell, `slq_released` has as many in another order.
+    """
     if config.data.image_size != tokenizer.image_size:
         raise ValueError(
             f"data.image_size is {config.data.image_size}, but the tokenizer was trained at "
             f"{tokenizer.image_size}"
+        )
+    quantizer, head = tokenizer.quantizer, config.model.head.kind
+    code = quantizer.code if isinstance(quantizer, SphericalConfig) else quantizer.kind
+    if head in ("lattice", "coordinates") and code != "leech":
+        raise ValueError(
+            f"model.head.kind is {head!r}, for codes of 'leech', but tokenizer {config.tokenizer} "
+            f"has those of {code!r}: choose 'categorical', or 'bits' for bsq and lfq"
         )

@@ -22,7 +22,6 @@ from generator.training_config import GeneratorTrainingConfig, check_classes
 from sampling.preview import draw_classes
 from tokenizer import ImageTokenizer
 from tokenizer.model import TokenizerConfig
-from tokenizer.quantizers import SphericalConfig
 from tokenizer.token_cache import TokenCache, tokenizer_fingerprint
 from tokenizer.training import TokenizerTrainingConfig
 
@@ -46,9 +45,7 @@ def plan(config: GeneratorTrainingConfig) -> str:
     """What a dry run prints. Neither the tokenizer nor the data need to be there yet."""
     if is_local(config.data):
         check_classes(config, load_dataset(config.data, train=False))
-    tokenizer = tokenizer_config(config.tokenizer)
-    check_head(config, tokenizer)
-    return describe(config, tokenizer)
+    return describe(config, tokenizer_config(config.tokenizer))
 
 
 def tokenizer_config(source: str) -> TokenizerConfig:
@@ -80,25 +77,10 @@ def open_tokenizer(source: str) -> ImageTokenizer:
 def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> GeneratorTask:
     """The task of a run, with sample grids."""
     image_tokenizer = open_tokenizer(config.tokenizer)
-    check_head(config, image_tokenizer.config)
     check_same_tokenizer(config, image_tokenizer)
     return GeneratorTask(
         config, image_tokenizer, eval_data, draw=lambda model: draw_classes(model, image_tokenizer)
     )
-
-
-def check_head(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> None:
-    """Raises ValueError if the head takes tokens for lattice vectors that they are not.
-
-    Their number and dimension alone do not tell: `slq_released` has as many in another order.
-    """
-    quantizer, head = tokenizer.quantizer, config.model.head.kind
-    code = quantizer.code if isinstance(quantizer, SphericalConfig) else quantizer.kind
-    if head in ("lattice", "coordinates") and code != "leech":
-        raise ValueError(
-            f"model.head.kind is {head!r}, for codes of 'leech', but tokenizer {config.tokenizer} "
-            f"has those of {code!r}: choose 'categorical', or 'bits' for bsq and lfq"
-        )
 
 
 def check_same_tokenizer(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> None:

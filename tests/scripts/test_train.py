@@ -16,7 +16,7 @@ import torch
 from common.config import from_dict, load_config, to_dict
 from generator import NextScaleGenerator
 from generator.heads import CategoricalHeadConfig
-from generator.training_config import GeneratorTrainingConfig
+from generator.training_config import GeneratorTrainingConfig, check_tokenizer
 from sampling import Pipeline, SamplingConfig
 from sampling.evaluation import EvaluationRun
 from scripts import train_generator, train_tokenizer
@@ -157,9 +157,9 @@ def test_a_head_of_the_lattice_refuses_other_codes(tmp_path, head):
     stage_1 = from_dict(type(config), to_dict(config) | {"quantizer": codes})
     overrides = [f"tokenizer={tmp_path}", f"model.head.kind={head}", "data.image_size=16"]
     run = load_config(GeneratorTrainingConfig, DEBUG / "generator.yaml", overrides)
-    train_generator.check_head(run, config)
+    check_tokenizer(run, config)
     with pytest.raises(ValueError, match=rf"head\.kind is '{head}'.* those of 'slq_rel"):
-        train_generator.check_head(run, stage_1)
+        check_tokenizer(run, stage_1)
 
 
 def test_a_tokenizer_that_changed_in_place_is_refused(stage_1, tmp_path):
