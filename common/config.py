@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
-from common.files import replace_text
+from lambda24.common.files import replace_text
 
 T = TypeVar("T")
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from generator.adaln import add_gated, modulate
-from generator.cosine import cosine_heads
-from generator.embeddings import rotate
-from generator.tiles import wants_cpu_form
+from lambda24.generator.cpu_forms.adaln import add_gated, modulate
+from lambda24.generator.cpu_forms.cosine import cosine_heads
+from lambda24.generator.cpu_forms.tiles import wants_cpu_form
+from lambda24.generator.embeddings import rotate
 
 # Stores a layer's new keys and values, returns all of them: `KVCache.append` of that layer.
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

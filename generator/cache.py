@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from common.config import config_class
-from generator.embeddings import RopeGrid
-from generator.heads import HeadConfig, LatticeHeadConfig
+from lambda24.common.config import config_class
+from lambda24.generator.embeddings import RopeGrid
+from lambda24.generator.heads import HeadConfig, LatticeHeadConfig
 
 
 @config_class

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from generator.model import NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 
 ASSUMED_TFLOPS = 150.0
 """Sustained TFLOP/s of a GPU: about half the bf16 peak of an A100. An assumption, not a measure."""

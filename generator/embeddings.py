@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 RopeGrid = Literal["centers", "corners"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from generator.blocks import Block
-from generator.config import GeneratorConfig
+from lambda24.generator.blocks import Block
+from lambda24.generator.config import GeneratorConfig
 
 if TYPE_CHECKING:
-    from generator.model import NextScaleGenerator
+    from lambda24.generator.model import NextScaleGenerator
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 # Below this length the dense mask costs less than compiling FlexAttention saves.
 FLEX_MIN_LENGTH = 512

@@ -20,17 +20,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import PretrainedModel
-from common.config import from_dict, to_dict
-from generator.adaln import modulate
-from generator.blocks import Block, Vectors
-from generator.cache import KVCache, Modulation
-from generator.config import GeneratorConfig
-from generator.embeddings import rope_table
-from generator.heads import build_head
-from generator.initialization import initialize
-from generator.masks import block_causal_mask, flex_block_mask, scale_ids, wants_flex_attention
-from tokenizer.tokens import TokenSpec
+from lambda24.common.config import from_dict, to_dict
+from lambda24.common.training.checkpoint import PretrainedModel
+from lambda24.generator.blocks import Block, Vectors
+from lambda24.generator.cache import KVCache, Modulation
+from lambda24.generator.config import GeneratorConfig
+from lambda24.generator.cpu_forms.adaln import modulate
+from lambda24.generator.embeddings import rope_table
+from lambda24.generator.heads import build_head
+from lambda24.generator.initialization import initialize
+from lambda24.generator.masks import (
+    block_causal_mask,
+    flex_block_mask,
+    scale_ids,
+    wants_flex_attention,
+)
+from lambda24.tokenizer.tokens import TokenSpec
 
 
 class NextScaleGenerator(PretrainedModel):

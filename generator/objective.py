@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.config import config_class
-from common.optim import NotFiniteError
-from tokenizer import TokenSpec
+from lambda24.common.config import config_class
+from lambda24.common.optim.schedule import NotFiniteError
+from lambda24.tokenizer import TokenSpec
 
 ScaleWeights = Literal["uniform", "inverse_side"]
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.estimate import activations_per_image, estimate_memory, length_text
-from common.matrix_optimizers import state_size
-from common.precision import resolve_precision
-from generator.cost import cost_text
-from generator.heads import CategoricalHeadConfig, Head, build_head
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.tiles import forms_of_gpus
-from generator.training_config import GeneratorTrainingConfig, check_tokenizer
-from tokenizer import ImageTokenizer, TokenSpec
-from tokenizer.model import TokenizerConfig
+from lambda24.common.optim.build import state_size
+from lambda24.common.training.estimate import activations_per_image, estimate_memory, length_text
+from lambda24.common.training.precision import resolve_precision
+from lambda24.generator.cost import cost_text
+from lambda24.generator.cpu_forms.tiles import forms_of_gpus
+from lambda24.generator.heads import CategoricalHeadConfig, Head, build_head
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.settings import GeneratorTrainingConfig, check_tokenizer
+from lambda24.tokenizer import ImageTokenizer, TokenSpec
+from lambda24.tokenizer.model import TokenizerConfig
 
 
 def describe(config: GeneratorTrainingConfig, tokenizer: TokenizerConfig) -> str:

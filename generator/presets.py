@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import GeneratorConfig
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from lambda24.generator.model import GeneratorConfig
+from lambda24.tokenizer.tokens import TokenSpec
 
 IMAGENET_CLASSES = 1000
 LEECH_CODES, LEECH_DIM = 196_560, 24

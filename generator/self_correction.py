@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.config import config_class
-from common.data import Batch, uniform_from_keys
-from tokenizer import ImageTokenizer, TokenPyramid
-from tokenizer.lattices.leech_neighbors import NUM_TRIES, draw_neighbors
-from tokenizer.quantizers import LeechConfig
-from tokenizer.quantizers.binary import BinaryQuantizer
+from lambda24.common.config import config_class
+from lambda24.common.data.dataset import Batch, uniform_from_keys
+from lambda24.tokenizer import ImageTokenizer, TokenPyramid
+from lambda24.tokenizer.lattices.neighbors import NUM_TRIES, draw_neighbors
+from lambda24.tokenizer.quantizers import LeechConfig
+from lambda24.tokenizer.quantizers.binary import BinaryQuantizer
 
 CHOICE_STREAM, ERROR_STREAM = 1000, 2000
 """First of the random streams of a sample, one a scale: which tokens err, and how."""

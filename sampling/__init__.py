@@ -1,14 +1,14 @@
 """Generator and tokenizer to images, and how good they are."""
 
-from sampling.editing import edit
-from sampling.generate import (
+from lambda24.sampling.editing import edit
+from lambda24.sampling.generate import (
     Generated,
     ScaleStep,
     generate,
     generate_progressively,
 )
-from sampling.pipeline import Pipeline
-from sampling.settings import SamplingConfig
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.settings import SamplingConfig
 
 __all__ = [
     "Generated",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from generator.blocks import Block
-from generator.model import NextScaleGenerator
-from sampling.twin import twin
+from lambda24.generator.blocks import Block
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.twin import twin
 
 
 def compiled(generator: NextScaleGenerator, backend: str = "inductor") -> NextScaleGenerator:

@@ -19,13 +19,13 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from common.images import from_pil
-from generator.model import NextScaleGenerator
-from sampling.generate import Generated, Revise, generate
-from sampling.settings import SamplingConfig
-from tokenizer.model import ImageTokenizer
-from tokenizer.multiscale import PyramidState
-from tokenizer.tokens import TokenSpec
+from lambda24.common.images import from_pil
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import Generated, Revise, generate
+from lambda24.sampling.settings import SamplingConfig
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.pyramid.multiscale import PyramidState
+from lambda24.tokenizer.tokens import TokenSpec
 
 
 def edit(

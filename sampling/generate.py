@@ -17,16 +17,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from generator.heads import Head
-from generator.model import NextScaleGenerator, check_labels
-from sampling.guidance import num_paired_scales
-from sampling.logits import Candidates, best_candidates, min_p, top_p
-from sampling.low_precision import cast_generator
-from sampling.seeds import SeededUniforms
-from sampling.settings import SamplingConfig, ScaleSettings
-from tokenizer.model import ImageTokenizer
-from tokenizer.multiscale import PyramidState
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.generator.heads import Head
+from lambda24.generator.model import NextScaleGenerator, check_labels
+from lambda24.sampling.guidance import num_paired_scales
+from lambda24.sampling.logits import Candidates, best_candidates, min_p, top_p
+from lambda24.sampling.low_precision import cast_generator
+from lambda24.sampling.seeds import SeededUniforms
+from lambda24.sampling.settings import SamplingConfig, ScaleSettings
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.pyramid.multiscale import PyramidState
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 # Tokens are drawn in blocks of rows, so that dense logits stay under 32 MiB whatever the batch: for
 # larger ones glibc maps fresh pages every time.

@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from common.reference import ImageSource, TensorImages
+from lambda24.common.metrics.reference import ImageSource, TensorImages
 
 SETTINGS_KEY = "lambda24"  # of a PNG's text, for what the image was made with
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from generator.heads.base import inverse_cdf as categorical_sample
+from lambda24.generator.heads.base import inverse_cdf as categorical_sample
 
 __all__ = ["Candidates", "best_candidates", "categorical_sample", "min_p", "top_k", "top_p"]
 

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from generator.blocks import Block
-from generator.model import NextScaleGenerator
-from sampling.twin import twin
+from lambda24.generator.blocks import Block
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.twin import twin
 
 
 def cast_generator(generator: NextScaleGenerator) -> NextScaleGenerator:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from generator.model import NextScaleGenerator
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.tokenizer.tokens import TokenSpec
 
 TRAINING_FILE = "training.json"
 MAX_NAMES = 50
@@ -25,7 +25,7 @@ tags:
 """
 
 USAGE = """```python
-from sampling import Pipeline
+from lambda24.sampling import Pipeline
 
 pipeline = Pipeline.from_pretrained("FOLDER_OR_HUB_ID")
 images = pipeline(labels=[{labels}], seeds=[0, 1])  # PIL images

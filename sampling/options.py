@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.config import load_config, read_yaml_text
-from sampling.pipeline import Pipeline
-from sampling.schedules import GuidanceSchedule
-from sampling.seeds import check_seeds
-from sampling.settings import SamplingConfig, override
+from lambda24.common.config import load_config, read_yaml_text
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.ramps import GuidanceSchedule
+from lambda24.sampling.seeds import check_seeds
+from lambda24.sampling.settings import SamplingConfig, override
 
 RAMPS: dict[str, tuple[str, ...]] = {  # numbers of a ramp by their names, in the order typed
     "linear": ("start", "end"),

@@ -22,18 +22,24 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import atomic_folder, download_folder, state_digest
-from common.config import to_dict
-from common.files import replace_text
-from common.images import from_pil, from_uint8, to_pil
-from generator.model import NextScaleGenerator
-from sampling.compiled import compiled, is_compiled
-from sampling.editing import edit, white_area
-from sampling.generate import Generated, check_specs, generate
-from sampling.model_card import TRAINING_FILE, model_card, read_training
-from sampling.seeds import as_integer, check_seeds
-from sampling.settings import SETTINGS_FILE, SamplingConfig, override, read_settings, save_settings
-from tokenizer.model import ImageTokenizer
+from lambda24.common.config import to_dict
+from lambda24.common.files import replace_text
+from lambda24.common.images import from_pil, from_uint8, to_pil
+from lambda24.common.training.checkpoint import atomic_folder, download_folder, state_digest
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.compiled import compiled, is_compiled
+from lambda24.sampling.editing import edit, white_area
+from lambda24.sampling.generate import Generated, check_specs, generate
+from lambda24.sampling.model_card import TRAINING_FILE, model_card, read_training
+from lambda24.sampling.seeds import as_integer, check_seeds
+from lambda24.sampling.settings import (
+    SETTINGS_FILE,
+    SamplingConfig,
+    override,
+    read_settings,
+    save_settings,
+)
+from lambda24.tokenizer.model import ImageTokenizer
 
 CARD_FILE = "README.md"
 
@@ -144,7 +150,7 @@ class Pipeline:
         return self
 
     def compile(self, backend: str = "inductor") -> Pipeline:
-        """Goes on with a generator of compiled blocks; see `sampling.compiled`.
+        """Goes on with a generator of compiled blocks; see `lambda24.sampling.compiled`.
 
         The first images take the compiler's time. Rounding differs from that of eager blocks.
         """
@@ -230,7 +236,7 @@ class Pipeline:
         config: SamplingConfig | None = None,
         **overrides: Any,
     ) -> list[Image.Image]:
-        """Draws part of each image anew as its label says; see `sampling.editing`.
+        """Draws part of each image anew as its label says; see `lambda24.sampling.editing`.
 
         Args:
             images: of the model's size, one per label; `labels` and all the rest as in a call.

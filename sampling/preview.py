@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from common.images import make_grid
-from generator.model import NextScaleGenerator
-from sampling.generate import generate
-from sampling.settings import SamplingConfig
-from tokenizer.model import ImageTokenizer
+from lambda24.common.images import make_grid
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import generate
+from lambda24.sampling.settings import SamplingConfig
+from lambda24.tokenizer.model import ImageTokenizer
 
 
 def draw_classes(

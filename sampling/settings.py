@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import config_class, from_dict, to_dict
-from common.files import replace_text
-from sampling.schedules import GuidanceSchedule, Schedule, resolve_schedule
-from tokenizer.tokens import TokenSpec
+from lambda24.common.config import config_class, from_dict, to_dict
+from lambda24.common.files import replace_text
+from lambda24.sampling.ramps import GuidanceSchedule, Schedule, resolve_schedule
+from lambda24.tokenizer.tokens import TokenSpec
 
 SETTINGS_FILE = "sampling.json"
 # Far outside what is of use, and far inside what keeps logits finite in fp32.

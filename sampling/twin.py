@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from generator.model import NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 
 
 def twin(

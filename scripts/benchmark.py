@@ -10,16 +10,16 @@ maxima a vector in registers, the eager search what it does element by element i
 force a matrix product. `--exactness N` checks N vectors of seven distributions against float64
 brute force instead, and fails if any product falls short of the largest by 1e-6 of it.
 `head` times the losses of heads against the full logits of a 196,560-way layer, in interleaved
-rounds, and measures what they need beyond weights and gradients (`generator.heads.head_benchmark`).
+rounds, and measures what they need beyond weights and gradients (`lambda24.scripts.benchmarks.head`).
 `train-step` splits a training step of the generator into what multiplies matrices and what does
 not: `train-step --shapes infinity-cc-12 --precisions fp32 bf16 --images 4`.
 `step-costs` compares whole training steps of a run with several heads and with several optimizers,
-all in the same rounds, on random tokens (`generator.step_costs`). Values are those of training's
+all in the same rounds, on random tokens (`lambda24.scripts.benchmarks.step_costs`). Values are those of training's
 `model.head=` and `optimizer=`; an optimizer without clip_norm clips as the config's. The tokenizer
 is a trained one or a config of stage 1: `step-costs configs/generator/cifar10_leech.yaml
 tokenizer=configs/tokenizer/cifar10_leech.yaml loop.batch_size=16 --repeats 9 --clock cpu`.
 `sample` times `generate` at published shapes against a straightforward sampler with the same
-weights, and beside both what the matrix products alone take (`sampling.sample_benchmark`).
+weights, and beside both what the matrix products alone take (`lambda24.scripts.benchmarks.sample`).
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 
@@ -33,22 +33,22 @@ from dataclasses import replace
 
 import torch
 
-from common.command_line import run_program
-from common.config import load_config
-from common.precision import resolve_precision
-from common.timing import CLOCKS
-from generator.heads.head_benchmark import time_heads
-from generator.step_benchmark import Step, benchmark_shape, time_step
-from generator.step_costs import time_steps
-from generator.training_config import GeneratorTrainingConfig
-from sampling.sample_benchmark import SHAPES, build_pipeline, report
-from tokenizer import ImageTokenizer
-from tokenizer.lattices import leech
-from tokenizer.lattices.codes import build_code
-from tokenizer.lattices.geometry import code_geometry
-from tokenizer.lattices.machine_speed import measure_speed
-from tokenizer.lattices.search_benchmark import compare, exactness
-from tokenizer.training import TokenizerTrainingConfig
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.training.precision import resolve_precision
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.scripts.benchmarks.head import time_heads
+from lambda24.scripts.benchmarks.machine_speed import measure_speed
+from lambda24.scripts.benchmarks.sample import SHAPES, build_pipeline, report
+from lambda24.scripts.benchmarks.search import compare, exactness
+from lambda24.scripts.benchmarks.step import Step, benchmark_shape, time_step
+from lambda24.scripts.benchmarks.step_costs import time_steps
+from lambda24.scripts.benchmarks.timing import CLOCKS
+from lambda24.tokenizer import ImageTokenizer
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.codes import build_code
+from lambda24.tokenizer.lattices.geometry import code_geometry
+from lambda24.tokenizer.task import TokenizerTrainingConfig
 
 LARGEST_LOSS = 1e-6  # relative, of an exact search in float32
 HEADS = (

@@ -13,12 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from common.command_line import run_program
-from common.config import load_config
-from common.metrics import save_metrics
-from tokenizer.comparison import ComparisonResult, run_contender
-from tokenizer.comparison_report import PLOTTED, dot_plot, table, values
-from tokenizer.comparison_task import ComparisonConfig
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.metrics.pairs import save_metrics
+from lambda24.scripts.reports.quantizer_comparison import ComparisonResult, run_contender
+from lambda24.scripts.reports.quantizer_table import PLOTTED, dot_plot, table, values
+from lambda24.scripts.reports.quantizer_task import ComparisonConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:

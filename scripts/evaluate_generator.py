@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import run_program
-from common.config import load_config
-from common.data import load_dataset
-from common.launch import patient_accelerator
-from sampling.evaluation import EvaluationRun, evaluate_generator
-from sampling.pipeline import Pipeline
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.training.launch import patient_accelerator
+from lambda24.sampling.evaluation.protocol import EvaluationRun, evaluate_generator
+from lambda24.sampling.pipeline import Pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,14 +19,19 @@ from typing import Any
 
 from torch import Tensor
 
-from common.command_line import run_program
-from common.config import load_config, to_dict
-from common.data import ImageDataset, load_dataset
-from common.extractors import build_extractor
-from common.reference import ImageSource, SubsetImages, extract_features, image_batches
-from sampling.comparison import compare_features
-from sampling.evaluation import EvaluationRun, class_counts
-from sampling.image_files import open_images, read_labels
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config, to_dict
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.metrics.extractors import build_extractor
+from lambda24.common.metrics.reference import (
+    ImageSource,
+    SubsetImages,
+    extract_features,
+    image_batches,
+)
+from lambda24.sampling.evaluation.measure import compare_features
+from lambda24.sampling.evaluation.protocol import EvaluationRun, class_counts
+from lambda24.sampling.image_files import open_images, read_labels
 
 PARTS = ("train", "eval")
 UNKNOWN_CLASSES = "the classes of the images are not known: whether each has as many is not checked"

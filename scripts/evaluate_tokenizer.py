@@ -15,13 +15,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import run_program
-from common.config import load_config
-from common.data import load_dataset
-from common.images import save_image
-from common.launch import patient_accelerator
-from tokenizer.evaluation import TokenizerEvaluationRun, evaluate_tokenizer, prefix_pictures
-from tokenizer.model import ImageTokenizer
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.images import save_image
+from lambda24.common.training.launch import patient_accelerator
+from lambda24.tokenizer.evaluation import (
+    TokenizerEvaluationRun,
+    evaluate_tokenizer,
+    prefix_pictures,
+)
+from lambda24.tokenizer.model import ImageTokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,12 +14,12 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from common.command_line import run_program
-from common.config import load_config
-from common.precision import resolve_precision
-from generator.training_config import GeneratorTrainingConfig
-from tokenizer import ImageTokenizer
-from tokenizer.token_cache import make_plan, start_cache, write_shards
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.training.precision import resolve_precision
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.tokenizer import ImageTokenizer
+from lambda24.tokenizer.token_cache import make_plan, start_cache, write_shards
 
 
 def main(argv: Sequence[str] | None = None) -> int:

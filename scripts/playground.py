@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from common.command_line import run_program
-from sampling.page import CSS, build_page, gr
-from sampling.pipeline import Pipeline
-from sampling.playground import Actions, describe
+from lambda24.common.command_line import run_program
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.playground.actions import Actions, describe
+from lambda24.sampling.playground.page import CSS, build_page, gr
 
 HOST = "127.0.0.1"
 

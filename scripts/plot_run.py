@@ -18,22 +18,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.command_line import run_program
-from common.config import from_dict, read_yaml_text
-from common.curves import (
+from lambda24.common.command_line import run_program
+from lambda24.common.config import from_dict, read_yaml_text
+from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.images import save_image
+from lambda24.common.training.tracking import RunFolder
+from lambda24.scripts.reports.curves import (
     comparison_panels,
     draw_comparison,
     draw_run,
     read_curves,
     run_panels,
 )
-from common.data import DataConfig, ImageDataset, load_dataset
-from common.images import save_image
-from common.plots import check_plots, save_figure
-from common.tracking import RunFolder
-from tokenizer.evaluation import prefix_pictures
-from tokenizer.model import ImageTokenizer
-from tokenizer.usage_plots import draw_usage, encode_images
+from lambda24.scripts.reports.plots import check_plots, save_figure
+from lambda24.scripts.reports.usage import draw_usage, encode_images
+from lambda24.tokenizer.evaluation import prefix_pictures
+from lambda24.tokenizer.model import ImageTokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.command_line import run_program
-from common.matrix_optimizers import AnyOptimizerConfig, DionConfig, MuonConfig
-from common.optim import OptimizerConfig
-from generator.cost import ASSUMED_TFLOPS
-from generator.preset_table import preset_table
-from generator.presets import IMAGENET_CLASSES, PRESETS, preset
+from lambda24.common.command_line import run_program
+from lambda24.common.optim.build import AnyOptimizerConfig, DionConfig, MuonConfig
+from lambda24.common.optim.schedule import OptimizerConfig
+from lambda24.generator.cost import ASSUMED_TFLOPS
+from lambda24.generator.presets import IMAGENET_CLASSES, PRESETS, preset
+from lambda24.scripts.reports.presets import preset_table
 
 OPTIMIZERS: dict[str, AnyOptimizerConfig] = {
     "adamw": OptimizerConfig(),

@@ -20,24 +20,24 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from common.command_line import run_program
-from common.config import load_config
-from common.data import DataConfig, ImageDataset, load_dataset
-from common.extractors import EfficientNetLite0Features
-from common.images import from_pil, from_uint8, make_grid, save_image, to_uint8
-from common.loop import Task, fit
-from common.metrics import save_metrics
-from common.reference import spread
-from common.tracking import RunFolder
-from generator.training import GeneratorTask
-from generator.training_config import GeneratorTrainingConfig
-from sampling import Pipeline, SamplingConfig
-from sampling.classifier import label_accuracy, train_classifier
-from sampling.comparison import MetricsConfig, evaluate_images
-from sampling.preview import draw_classes
-from tokenizer import ImageTokenizer
-from tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer
-from tokenizer.training import TokenizerTask, TokenizerTrainingConfig
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.images import from_pil, from_uint8, make_grid, save_image, to_uint8
+from lambda24.common.metrics.extractors import EfficientNetLite0Features
+from lambda24.common.metrics.pairs import save_metrics
+from lambda24.common.metrics.reference import spread
+from lambda24.common.training.loop import Task, fit
+from lambda24.common.training.tracking import RunFolder
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.generator.task import GeneratorTask
+from lambda24.sampling import Pipeline, SamplingConfig
+from lambda24.sampling.evaluation.classifier import label_accuracy, train_classifier
+from lambda24.sampling.evaluation.measure import MetricsConfig, evaluate_images
+from lambda24.sampling.preview import draw_classes
+from lambda24.tokenizer import ImageTokenizer
+from lambda24.tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer
+from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SAMPLING = SamplingConfig(guidance_scale=1.5)

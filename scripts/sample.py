@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.command_line import run_program
-from common.config import to_dict
-from common.images import check_image_path, decode_rgb, from_pil, save_grid
-from common.launch import patient_accelerator
-from sampling.generate import SamplingConfig
-from sampling.image_files import is_saved, save_png, write_npz
-from sampling.options import (
+from lambda24.common.command_line import run_program
+from lambda24.common.config import to_dict
+from lambda24.common.images import check_image_path, decode_rgb, from_pil, save_grid
+from lambda24.common.training.launch import patient_accelerator
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.image_files import is_saved, save_png, write_npz
+from lambda24.sampling.options import (
     MAX_IMAGES,
     class_name,
     file_name,
@@ -40,9 +40,9 @@ from sampling.options import (
     parse_seeds,
     sampling_config,
 )
-from sampling.pipeline import GROUP, Pipeline
-from sampling.seeds import check_seeds
-from sampling.uploads import fit_square, open_upload
+from lambda24.sampling.pipeline import GROUP, Pipeline
+from lambda24.sampling.playground.uploads import fit_square, open_upload
+from lambda24.sampling.seeds import check_seeds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.command_line import run_program
-from common.config import load_config, save_config
-from common.data import load_dataset
-from common.files import replace_text
-from common.launch import patient_accelerator
-from common.plots import check_plots, save_figure
-from sampling.pipeline import Pipeline
-from sampling.sweep import SweepRun, describe, sweep
-from sampling.sweep_report import best, draw, ranked, setting, table
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config, save_config
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.files import replace_text
+from lambda24.common.training.launch import patient_accelerator
+from lambda24.sampling.evaluation.sweep import SweepRun, describe, sweep
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.scripts.reports.plots import check_plots, save_figure
+from lambda24.scripts.reports.sweep import best, draw, ranked, setting, table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

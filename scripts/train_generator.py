@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command_line import run_program
-from common.config import load_config
-from common.data import ImageDataset, load_dataset, load_training_data
-from common.estimate import is_local
-from common.precision import resolve_precision
-from common.program import TrainingData, training_program
-from common.tracking import RunFolder
-from generator.plan import describe
-from generator.training import GeneratorTask
-from generator.training_config import GeneratorTrainingConfig, check_classes
-from sampling.preview import draw_classes
-from tokenizer import ImageTokenizer
-from tokenizer.model import TokenizerConfig
-from tokenizer.token_cache import TokenCache, tokenizer_fingerprint
-from tokenizer.training import TokenizerTrainingConfig
+from lambda24.common.command_line import run_program
+from lambda24.common.config import load_config
+from lambda24.common.data.dataset import ImageDataset, load_dataset, load_training_data
+from lambda24.common.training.estimate import is_local
+from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.program import TrainingData, training_program
+from lambda24.common.training.tracking import RunFolder
+from lambda24.generator.plan import describe
+from lambda24.generator.settings import GeneratorTrainingConfig, check_classes
+from lambda24.generator.task import GeneratorTask
+from lambda24.sampling.preview import draw_classes
+from lambda24.tokenizer import ImageTokenizer
+from lambda24.tokenizer.model import TokenizerConfig
+from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.token_cache import TokenCache, tokenizer_fingerprint
 
 STAGE_1 = Path(__file__).parents[1] / "configs" / "tokenizer"
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.command_line import run_program
-from common.program import training_program
-from tokenizer.plan import describe
-from tokenizer.training import TokenizerTask, TokenizerTrainingConfig
+from lambda24.common.command_line import run_program
+from lambda24.common.training.program import training_program
+from lambda24.tokenizer.plan import describe
+from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Images to token pyramids and back."""
 
-from tokenizer.model import ImageTokenizer, Reconstruction, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig, PyramidState
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.model import ImageTokenizer, Reconstruction, TokenizerConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig, PyramidState
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 __all__ = [
     "ImageTokenizer",

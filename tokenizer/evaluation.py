@@ -19,22 +19,22 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from common.config import config_class, to_dict
-from common.data import DataConfig
-from common.images import from_uint8, make_grid, to_uint8
-from common.metrics import MS_SSIM_SIDE, library_versions, psnr, save_metrics
-from common.processes import gather, share
-from common.reference import (
+from lambda24.common.config import config_class, to_dict
+from lambda24.common.data.dataset import DataConfig
+from lambda24.common.images import from_uint8, make_grid, to_uint8
+from lambda24.common.metrics.pairs import MS_SSIM_SIDE, library_versions, psnr, save_metrics
+from lambda24.common.metrics.reference import (
     ImageSource,
     SubsetImages,
     TensorImages,
     image_batches,
     spread,
 )
-from tokenizer.meter import DEFINITIONS, ReconstructionMeter, TokenizerEvaluationConfig
-from tokenizer.model import ImageTokenizer
-from tokenizer.tokens import TokenPyramid
-from tokenizer.usage import code_usage
+from lambda24.common.processes import gather, share
+from lambda24.tokenizer.meter import DEFINITIONS, ReconstructionMeter, TokenizerEvaluationConfig
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.tokens import TokenPyramid
+from lambda24.tokenizer.usage import code_usage
 
 __all__ = [
     "ScaleReport",

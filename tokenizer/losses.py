@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.config import config_class
-from common.features import PerceptualConfig, PerceptualNone, build_perceptual
+from lambda24.common.config import config_class
+from lambda24.common.metrics.perceptual import PerceptualConfig, PerceptualNone, build_perceptual
 
 
 @config_class

@@ -10,20 +10,30 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from common.config import config_class
-from common.distances import frechet_distance
-from common.extractors import ExtractorConfig, ImageFeatures, InceptionFeatures, build_extractor
-from common.features import (
+from lambda24.common.config import config_class
+from lambda24.common.images import from_uint8
+from lambda24.common.metrics.distances import frechet_distance
+from lambda24.common.metrics.extractors import (
+    ExtractorConfig,
+    ImageFeatures,
+    InceptionFeatures,
+    build_extractor,
+)
+from lambda24.common.metrics.pairs import MS_SSIM_SIDE, check_ms_ssim, ms_ssim, psnr, ssim
+from lambda24.common.metrics.perceptual import (
     LPIPSPerceptual,
     PerceptualConfig,
     PerceptualDistance,
     PerceptualNone,
     build_perceptual,
 )
-from common.images import from_uint8
-from common.metrics import MS_SSIM_SIDE, check_ms_ssim, ms_ssim, psnr, ssim
-from common.processes import gather, main_first
-from common.reference import ImageSource, collect_features, default_cache, reference_features
+from lambda24.common.metrics.reference import (
+    ImageSource,
+    collect_features,
+    default_cache,
+    reference_features,
+)
+from lambda24.common.processes import gather, main_first
 
 DEFINITIONS = {
     "psnr": "10 log10(255² / MSE) per image on uint8 rounded half up, mean over images",
@@ -73,7 +83,7 @@ class ReconstructionMeter:
     Args:
         device: where the networks run.
         accelerator: joins the results of its processes, each of which measured its share of the
-            positions (`common.processes.share`).
+            positions (`lambda24.common.processes.share`).
 
     Raises:
         ValueError: missing packages or weights.

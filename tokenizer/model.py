@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import PretrainedModel
-from common.config import config_class, from_dict, to_dict
-from tokenizer.autoencoder import AutoencoderConfig, build_autoencoder
-from tokenizer.cnn import CNNConfig
-from tokenizer.multiscale import (
+from lambda24.common.config import config_class, from_dict, to_dict
+from lambda24.common.training.checkpoint import PretrainedModel
+from lambda24.tokenizer.autoencoders.build import AutoencoderConfig, build_autoencoder
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.pyramid.multiscale import (
     MultiScaleQuantizer,
     PyramidConfig,
     PyramidState,
     Replacement,
 )
-from tokenizer.quantizers import LeechConfig, QuantizerConfig, build_quantizer
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.quantizers import LeechConfig, QuantizerConfig, build_quantizer
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 
 @config_class

@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.estimate import activations_per_image, estimate_memory, length_text
-from common.precision import resolve_precision
-from tokenizer.autoencoder import build_autoencoder
-from tokenizer.discriminators import DinoConfig, StyleGAN2Config, build_discriminator
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.training import TokenizerTrainingConfig
+from lambda24.common.training.estimate import activations_per_image, estimate_memory, length_text
+from lambda24.common.training.precision import resolve_precision
+from lambda24.tokenizer.adversary.discriminators import (
+    DinoConfig,
+    StyleGAN2Config,
+    build_discriminator,
+)
+from lambda24.tokenizer.autoencoders.build import build_autoencoder
+from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.task import TokenizerTrainingConfig
 
 
 def describe(config: TokenizerTrainingConfig) -> str:

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.batches import RawBatch, hash_integers, uniform_from_keys
-from common.checkpoint import state_digest
-from common.cut import FLIP_STREAM
-from common.data import DataConfig, ImageDataset, load_dataset
-from common.files import replace_text
-from common.images import from_uint8
-from tokenizer.model import ImageTokenizer
-from tokenizer.token_shards import is_whole, read_shard, shard_file, write_shard
+from lambda24.common.data.batches import RawBatch, hash_integers, uniform_from_keys
+from lambda24.common.data.cut import FLIP_STREAM
+from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.files import replace_text
+from lambda24.common.images import from_uint8
+from lambda24.common.training.checkpoint import state_digest
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.token_shards import is_whole, read_shard, shard_file, write_shard
 
 PLAN_FILE = "cache.json"
 FORMAT = 1
@@ -173,7 +173,7 @@ def _encode(
 
 
 class TokenCache:
-    """Tokens in place of images, for `common.loop.fit`; made by `open`."""
+    """Tokens in place of images, for `lambda24.common.training.loop.fit`; made by `open`."""
 
     def __init__(self, folder: Path, plan: CachePlan, *, flip: bool) -> None:
         self.plan = plan

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.files import replace_text
+from lambda24.common.files import replace_text
 
 LARGEST_INT32 = 2**31
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenizer.quantizers.base import Collective
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.quantizers.base import Collective
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 
 def entropy_bits(counts: Tensor) -> Tensor:

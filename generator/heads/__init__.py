@@ -1,16 +1,16 @@
 """Heads: hidden states to a loss over tokens, or to a distribution that tokens are drawn from."""
 
-from generator.heads.base import CategoricalDistribution, Distribution, Head, TokenLoss
-from generator.heads.bits import BitsDistribution, BitsHead, BitsHeadConfig
-from generator.heads.build import HeadConfig, build_head
-from generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
-from generator.heads.coordinates import (
+from lambda24.generator.heads.base import CategoricalDistribution, Distribution, Head, TokenLoss
+from lambda24.generator.heads.bits import BitsDistribution, BitsHead, BitsHeadConfig
+from lambda24.generator.heads.build import HeadConfig, build_head
+from lambda24.generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
+from lambda24.generator.heads.coordinates import (
     CoordinatesDistribution,
     CoordinatesHead,
     CoordinatesHeadConfig,
 )
-from generator.heads.lattice import LatticeHead, LatticeHeadConfig
-from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
+from lambda24.generator.heads.lattice import LatticeHead, LatticeHeadConfig
+from lambda24.generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
 
 __all__ = [
     "BitsDistribution",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import config_class
-from generator.heads.base import (
+from lambda24.common.config import config_class
+from lambda24.generator.heads.base import (
     CategoricalDistribution,
     Distribution,
     Head,
@@ -22,7 +22,7 @@ from generator.heads.base import (
     head_outputs,
     pad_codebooks,
 )
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 MAX_DENSE_BITS = 20  # a row of 2^20 logits is 4 MiB
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from generator.heads.base import Head
-from generator.heads.bits import BitsHead, BitsHeadConfig
-from generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
-from generator.heads.coordinates import CoordinatesHead, CoordinatesHeadConfig
-from generator.heads.lattice import LatticeHead, LatticeHeadConfig
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads.base import Head
+from lambda24.generator.heads.bits import BitsHead, BitsHeadConfig
+from lambda24.generator.heads.categorical import CategoricalHead, CategoricalHeadConfig
+from lambda24.generator.heads.coordinates import CoordinatesHead, CoordinatesHeadConfig
+from lambda24.generator.heads.lattice import LatticeHead, LatticeHeadConfig
+from lambda24.tokenizer.tokens import TokenSpec
 
 HeadConfig = Annotated[
     LatticeHeadConfig | CategoricalHeadConfig | CoordinatesHeadConfig | BitsHeadConfig,

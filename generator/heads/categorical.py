@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.config import config_class
-from generator.heads.base import (
+from lambda24.common.config import config_class
+from lambda24.generator.heads.base import (
     CategoricalDistribution,
     Head,
     TokenLoss,
@@ -23,7 +23,7 @@ from generator.heads.base import (
     head_outputs,
     pad_codebooks,
 )
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 # Of a block of logits: on a CPU it stays in the cache, elsewhere it fills the device.
 BLOCK_BYTES = {"cpu": 4 << 20, "other": 64 << 20}

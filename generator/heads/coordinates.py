@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from common.config import config_class
-from generator.heads.base import TokenLoss, check_uniforms, inverse_cdf
-from generator.heads.lattice_distribution import ScoresDistribution
-from generator.heads.leech_head import LeechHead
-from generator.heads.normalizer import log_normalizer
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.common.config import config_class
+from lambda24.generator.heads.base import TokenLoss, check_uniforms, inverse_cdf
+from lambda24.generator.heads.lattice_distribution import ScoresDistribution
+from lambda24.generator.heads.leech_head import LeechHead
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.softmax.log_z import log_normalizer
+from lambda24.tokenizer.tokens import TokenSpec
 
 
 @config_class

@@ -13,15 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.config import config_class
-from generator.heads.base import Distribution, TokenLoss
-from generator.heads.brick_tables import NUM_VALUES
-from generator.heads.code_groups import best_code_score
-from generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
-from generator.heads.leech_head import LeechHead
-from generator.heads.normalizer import log_normalizer
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.common.config import config_class
+from lambda24.generator.heads.base import Distribution, TokenLoss
+from lambda24.generator.heads.lattice_distribution import LatticeDistribution, MixtureDistribution
+from lambda24.generator.heads.leech_head import LeechHead
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.softmax.groups import best_code_score
+from lambda24.tokenizer.lattices.softmax.log_z import log_normalizer
+from lambda24.tokenizer.lattices.softmax.tables import NUM_VALUES
+from lambda24.tokenizer.tokens import TokenSpec
 
 MAX_JOINT_ELEMENTS = 1 << 20  # tokens x components x codes at a time: 4 MiB
 

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from generator.heads.base import (
+from lambda24.generator.heads.base import (
     CategoricalDistribution,
     Distribution,
     check_uniforms,
     inverse_cdf,
 )
-from generator.heads.brick_scores import code_scores
-from generator.heads.code_groups import NUM_UNIFORMS, draw_codes
-from generator.heads.mixture_scores import mixture_code_scores
-from generator.heads.normalizer import log_normalizer
-from tokenizer.lattices import leech
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.softmax.groups import NUM_UNIFORMS, draw_codes
+from lambda24.tokenizer.lattices.softmax.log_z import log_normalizer
+from lambda24.tokenizer.lattices.softmax.mixtures import mixture_code_scores
+from lambda24.tokenizer.lattices.softmax.scores import code_scores
 
 
 class ScoresDistribution(Distribution):

@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from generator.heads.base import Head, head_linear, head_outputs
-from generator.heads.brick_tables import NUM_VALUES
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads.base import Head, head_linear, head_outputs
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.softmax.tables import NUM_VALUES
+from lambda24.tokenizer.tokens import TokenSpec
 
 
 class LeechHead(Head):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.command_line import run_program
-from common.config import config_class, load_config
+from lambda24.common.command_line import run_program
+from lambda24.common.config import config_class, load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def test_faults_keep_their_traceback() -> None:
 @pytest.mark.parametrize(("flags", "has_traceback"), [((), False), (("-X", "dev"), True)])
 def test_a_program_fails_with_code_1(flags: tuple[str, ...], has_traceback: bool) -> None:
     code = """
-from common.command_line import run_program
+from lambda24.common.command_line import run_program
 def main():
     raise ValueError("k is 9")
 run_program(main)

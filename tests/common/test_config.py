@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from common.config import config_class, from_dict, load_config, read_yaml_text, save_config, to_dict
+from lambda24.common.config import (
+    config_class,
+    from_dict,
+    load_config,
+    read_yaml_text,
+    save_config,
+    to_dict,
+)
 
 
 @config_class

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import replace_text
+from lambda24.common.files import replace_text
 
 
 def test_a_failure_leaves_the_old_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.images import (
+from lambda24.common.images import (
     UnreadableImageError,
     check_image_path,
     decode_rgb,

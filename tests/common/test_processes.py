@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.processes import gather, share
+from lambda24.common.processes import gather, share
 
 
 def processes(world: int, rank: int, everyone: list[Tensor]) -> Any:

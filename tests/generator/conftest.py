@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import from_dict
-from generator.training_config import GeneratorTrainingConfig
-from tokenizer import ImageTokenizer, TokenizerConfig
-from tokenizer.cnn import CNNConfig
-from tokenizer.multiscale import PyramidConfig
+from lambda24.common.config import from_dict
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
 
 MakeConfig = Callable[..., GeneratorTrainingConfig]
 

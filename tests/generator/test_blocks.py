@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.matrix_optimizers import parameter_roles
-from generator.adaln import modulate
-from generator.blocks import Attention, Block, DropPath, FeedForward, attend
-from generator.masks import block_causal_mask
-from tokenizer.tokens import TokenSpec
+from lambda24.common.optim.build import parameter_roles
+from lambda24.generator.blocks import Attention, Block, DropPath, FeedForward, attend
+from lambda24.generator.cpu_forms.adaln import modulate
+from lambda24.generator.masks import block_causal_mask
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from generator.cache import KVCache
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.cache import KVCache
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from generator.config import GeneratorConfig
+from lambda24.generator.config import GeneratorConfig
 
 CONFIG = GeneratorConfig(depth=3, width=32, num_heads=4, num_classes=5)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.optim import OptimizerConfig
-from generator.cost import cost_text, gpu_hours, training_flops
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.preset_table import preset_table
-from tokenizer.tokens import TokenSpec
+from lambda24.common.optim.schedule import OptimizerConfig
+from lambda24.generator.cost import cost_text, gpu_hours, training_flops
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.scripts.reports.presets import preset_table
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(50,), code_dim=24, latent_size=4)
 CONFIG = GeneratorConfig(
@@ -55,7 +55,9 @@ def test_the_table_counts_images_as_a_gpu_keeps_them(monkeypatch: pytest.MonkeyP
         asked.append(how)
         return 2**28 if checkpoint_activations else 2**29
 
-    monkeypatch.setattr("generator.preset_table.activation_bytes", count)  # test_plan.py tests it
+    monkeypatch.setattr(
+        "lambda24.scripts.reports.presets.activation_bytes", count
+    )  # test_plan.py tests it
     text = preset_table(["var-d16"], OptimizerConfig(), images=8, tflops=100)
     cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
     assert asked == [{"bf16": True, "on_gpu": True}] * 2

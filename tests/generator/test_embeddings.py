@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from generator.embeddings import grid_coordinates, rope_table, rotate
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.embeddings import grid_coordinates, rope_table, rotate
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 3, 4), codebook_sizes=(8,), code_dim=4, latent_size=4)
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(11,), code_dim=6, latent_size=4)
 CONFIG = GeneratorConfig(

@@ -2,8 +2,8 @@
 
 import torch
 
-from generator.masks import block_causal_mask, scale_ids, wants_flex_attention
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.masks import block_causal_mask, scale_ids, wants_flex_attention
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(8,), code_dim=4, latent_size=4)
 

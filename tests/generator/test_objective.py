@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from generator.objective import GuardConfig, LimitError, accuracies, check_limits, scale_weights
-from tokenizer import TokenSpec
+from lambda24.generator.objective import (
+    GuardConfig,
+    LimitError,
+    accuracies,
+    check_limits,
+    scale_weights,
+)
+from lambda24.tokenizer import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(10,), code_dim=3, latent_size=4)
 

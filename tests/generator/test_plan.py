@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import from_dict, load_config, to_dict
-from common.estimate import activations_per_image
-from common.matrix_optimizers import build_any_optimizer, state_size
-from generator import plan
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.presets import preset
-from generator.tiles import forms_of_gpus
-from generator.training import TeacherForcing
-from generator.training_config import GeneratorTrainingConfig
-from scripts import train_generator
-from tokenizer import ImageTokenizer, TokenSpec
+from lambda24.common.config import from_dict, load_config, to_dict
+from lambda24.common.optim.build import build_any_optimizer, state_size
+from lambda24.common.training.estimate import activations_per_image
+from lambda24.generator import plan
+from lambda24.generator.cpu_forms.tiles import forms_of_gpus
+from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.presets import preset
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.generator.task import TeacherForcing
+from lambda24.scripts import train_generator
+from lambda24.tokenizer import ImageTokenizer, TokenSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "generator"
 RECIPES = {

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.presets import PRESETS, preset
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.presets import PRESETS, preset
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.tokens import TokenSpec
 
 # Parameters, and what is published of them. Infinity-CC: 12 d w^2 + AdaLN + head, as in its paper
 # (240 M, .49 B), README (1.3 B) and the 2.8 B of its largest row. VAR: the repository's table,

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.config import from_dict
-from common.data import Batch
-from generator.self_correction import SelfCorrection, SelfCorrectionConfig, flip_bits
-from tokenizer import ImageTokenizer, TokenizerConfig
-from tokenizer.lattices import leech
-from tokenizer.lattices.leech_neighbors import NUM_TRIES, draw_neighbors
+from lambda24.common.config import from_dict
+from lambda24.common.data.dataset import Batch
+from lambda24.generator.self_correction import SelfCorrection, SelfCorrectionConfig, flip_bits
+from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.neighbors import NUM_TRIES, draw_neighbors
 
 
 def batch(count: int = 40) -> Batch:

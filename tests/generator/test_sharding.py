@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from common.launch import build_accelerator
-from common.matrix_optimizers import DionConfig, build_any_optimizer
-from common.sharding import gather
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.training import TeacherForcing
-from tests.common.toy_run import in_processes
-from tokenizer import TokenSpec
+from lambda24.common.optim.build import DionConfig, build_any_optimizer
+from lambda24.common.training.fsdp import gather
+from lambda24.common.training.launch import build_accelerator
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.task import TeacherForcing
+from lambda24.tokenizer import TokenSpec
+from tests.common.training.toy_run import in_processes
 
 SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(20,), code_dim=3, latent_size=2)
 CONFIG = GeneratorConfig(

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from sampling.compiled import is_compiled
-from sampling.generate import SamplingConfig
-from sampling.pipeline import Pipeline
+from lambda24.sampling.compiled import is_compiled
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.pipeline import Pipeline
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

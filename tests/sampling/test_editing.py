@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.model import NextScaleGenerator
-from sampling.editing import edit, kept_tokens
-from sampling.generate import SamplingConfig, generate
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.editing import edit, kept_tokens
+from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.tokens import TokenSpec
 from tests.sampling.tiny_pipeline import tiny_pipeline
-from tokenizer.model import ImageTokenizer
-from tokenizer.tokens import TokenSpec
 
 Models = tuple[NextScaleGenerator, ImageTokenizer]
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(75,), code_dim=3, latent_size=4)

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from generator.model import NextScaleGenerator
-from sampling.generate import SamplingConfig, generate, generate_progressively
-from sampling.logits import categorical_sample, top_k, top_p
-from sampling.schedules import LinearRamp, VarRamp
-from sampling.seeds import SeededUniforms
-from sampling.settings import MAX_GUIDANCE, MAX_TEMPERATURE, MIN_TEMPERATURE
+from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import SamplingConfig, generate, generate_progressively
+from lambda24.sampling.logits import categorical_sample, top_k, top_p
+from lambda24.sampling.ramps import LinearRamp, VarRamp
+from lambda24.sampling.seeds import SeededUniforms
+from lambda24.sampling.settings import MAX_GUIDANCE, MAX_TEMPERATURE, MIN_TEMPERATURE
+from lambda24.tokenizer.model import ImageTokenizer
+from lambda24.tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, QuantizerConfig
+from lambda24.tokenizer.tokens import TokenPyramid
 from tests.sampling.tiny_pipeline import CODES, SHAPE, tiny_pipeline
-from tokenizer.model import ImageTokenizer
-from tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, QuantizerConfig
-from tokenizer.tokens import TokenPyramid
 
-# `sampling.generate` names the function; the module is needed to patch it.
-MODULE = import_module("sampling.generate")
+# `lambda24.sampling.generate` names the function; the module is needed to patch it.
+MODULE = import_module("lambda24.sampling.generate")
 
 Models = tuple[NextScaleGenerator, ImageTokenizer]
 

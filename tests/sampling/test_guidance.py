@@ -2,7 +2,7 @@
 
 import pytest
 
-from sampling.guidance import num_paired_scales
+from lambda24.sampling.guidance import num_paired_scales
 
 
 @pytest.mark.parametrize(

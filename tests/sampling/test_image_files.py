@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling.image_files import is_saved, open_images, read_labels, save_png, write_npz
+from lambda24.sampling.image_files import is_saved, open_images, read_labels, save_png, write_npz
 
 
 @pytest.fixture

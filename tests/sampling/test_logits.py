@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sampling.logits import (
+from lambda24.sampling.logits import (
     PROBES,
     Candidates,
     best_candidates,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sampling.generate import SamplingConfig
-from sampling.options import (
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.options import (
     MAX_IMAGES,
     parse_label,
     parse_labels,
@@ -13,9 +13,9 @@ from sampling.options import (
     sampling_config,
     schedule_text,
 )
-from sampling.pipeline import Pipeline, override
-from sampling.playground import class_choices
-from sampling.schedules import ConstantRamp, CosineRamp, LinearRamp, PowerRamp, VarRamp
+from lambda24.sampling.pipeline import Pipeline, override
+from lambda24.sampling.playground.actions import class_choices
+from lambda24.sampling.ramps import ConstantRamp, CosineRamp, LinearRamp, PowerRamp, VarRamp
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

@@ -5,13 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import from_dict
-from common.data import DataConfig, load_dataset
-from common.images import from_uint8
-from common.optim import OptimizerConfig, build_optimizer, clip_gradients, lr_at, set_lr
-from generator.model import GeneratorConfig, NextScaleGenerator
-from sampling.generate import SamplingConfig, generate
-from tokenizer import ImageTokenizer, TokenizerConfig
+from lambda24.common.config import from_dict
+from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.images import from_uint8
+from lambda24.common.optim.schedule import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    lr_at,
+    set_lr,
+)
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
 
 LEECH = {"kind": "leech"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from generator.model import NextScaleGenerator
-from sampling.generate import SamplingConfig, generate
-from sampling.pipeline import Pipeline
-from sampling.schedules import LinearRamp
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.ramps import LinearRamp
+from lambda24.tokenizer.quantizers import FSQConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
-from tokenizer.quantizers import FSQConfig
 
 NAMES = ("cat", "dog", "tree frog")
 
@@ -50,7 +50,7 @@ def test_images_are_bit_identical_in_any_company(
 ):
     """Floats before rounding to pixels: 64 at once, eight, the share of one of two, one alone."""
     shown = Pipeline(pipeline.image_tokenizer, pipeline.generator).to(dtype=dtype)
-    monkeypatch.setattr("sampling.pipeline.to_pil", list)
+    monkeypatch.setattr("lambda24.sampling.pipeline.to_pil", list)
     labels, seeds = [i % 3 for i in range(64)], list(range(100, 164))
     together = shown(labels, seeds, guidance_scale=2.0)
     assert len(together) == 64
@@ -151,7 +151,7 @@ def test_model_card_has_no_metrics_of_other_weights(pipeline: Pipeline, tmp_path
 def test_numbers_are_not_rounded(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, label: Any, seed: Any, message: str
 ):
-    monkeypatch.setattr("sampling.pipeline.generate", lambda *a: pytest.fail("drawn"))
+    monkeypatch.setattr("lambda24.sampling.pipeline.generate", lambda *a: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=message):
         pipeline([0] * 5 + [label], [0] * 5 + [seed])
 

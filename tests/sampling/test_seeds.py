@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sampling.seeds import SeededUniforms, check_seeds
+from lambda24.sampling.seeds import SeededUniforms, check_seeds
 
 
 def test_numbers_depend_on_the_seed_alone():

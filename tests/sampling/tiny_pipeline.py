@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from sampling.generate import SamplingConfig
-from sampling.pipeline import Pipeline
-from tokenizer.cnn import CNNConfig
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig, QuantizerConfig
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
+from lambda24.tokenizer.quantizers import FSQConfig, QuantizerConfig
 
 CODES = FSQConfig(levels=(5, 5, 3))
 SHAPE = GeneratorConfig(depth=1, width=16, num_heads=2, num_classes=4, head=CategoricalHeadConfig())

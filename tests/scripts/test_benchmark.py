@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from generator import step_costs
-from generator.heads import CategoricalHeadConfig
-from generator.model import GeneratorConfig, NextScaleGenerator
-from generator.presets import preset
-from generator.training_config import GeneratorTrainingConfig
-from sampling.pipeline import Pipeline
-from sampling.sample_benchmark import SHAPES, build_pipeline
-from scripts import benchmark
-from tokenizer.cnn import CNNConfig
-from tokenizer.lattices import search_benchmark
-from tokenizer.lattices.search_benchmark import Exactness
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.presets import preset
+from lambda24.generator.settings import GeneratorTrainingConfig
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.scripts import benchmark
+from lambda24.scripts.benchmarks import search as search_benchmark
+from lambda24.scripts.benchmarks import step_costs
+from lambda24.scripts.benchmarks.sample import SHAPES, build_pipeline
+from lambda24.scripts.benchmarks.search import Exactness
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
+from lambda24.tokenizer.quantizers import FSQConfig
 
 
 def test_search_prints_a_line_per_method(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import load_config
-from tokenizer.comparison import ComparisonResult
-from tokenizer.comparison_task import ComparisonConfig
-from tokenizer.quantizers import build_quantizer
+from lambda24.common.config import load_config
+from lambda24.scripts.reports.quantizer_comparison import ComparisonResult
+from lambda24.scripts.reports.quantizer_task import ComparisonConfig
+from lambda24.tokenizer.quantizers import build_quantizer
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location(

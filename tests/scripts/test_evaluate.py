@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from sampling.pipeline import Pipeline
-from scripts import evaluate_generator, evaluate_images, evaluate_tokenizer, sample
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.scripts import evaluate_generator, evaluate_images, evaluate_tokenizer, sample
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "evaluation"
 
@@ -57,7 +57,9 @@ def test_evaluate_generator(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_counts_that_cannot_work_are_refused_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sampling.evaluation.sample_features", lambda *a: pytest.fail("sampled"))
+    monkeypatch.setattr(
+        "lambda24.sampling.evaluation.protocol.sample_features", lambda *a: pytest.fail("sampled")
+    )
     data = ["data.path=digits", "data.eval_split=null", "data.image_size=16"]
     few = [str(folder), str(CONFIGS / "cifar10.yaml"), *data, "evaluation.num_images=500"]
     with pytest.raises(ValueError, match="kid_subset_size 1000 exceeds num_images 500"):

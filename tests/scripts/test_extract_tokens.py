@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts import extract_tokens
+from lambda24.scripts import extract_tokens
 
 
 def test_bar_counts_all_shards(

@@ -14,9 +14,9 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from sampling.pipeline import Pipeline
-from sampling.uploads import fit_square, open_upload
-from scripts import playground
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.playground.uploads import fit_square, open_upload
+from lambda24.scripts import playground
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 ROOT = Path(__file__).parents[2]

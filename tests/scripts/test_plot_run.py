@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import to_yaml
-from common.data import DataConfig, load_dataset
-from common.tracking import RunFolder
-from scripts import plot_run
-from tokenizer.cnn import CNNConfig
-from tokenizer.evaluation import prefix_pictures
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import FSQConfig
-from tokenizer.usage_plots import draw_usage
+from lambda24.common.config import to_yaml
+from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.training.tracking import RunFolder
+from lambda24.scripts import plot_run
+from lambda24.scripts.reports.usage import draw_usage
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.evaluation import prefix_pictures
+from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
+from lambda24.tokenizer.quantizers import FSQConfig
 
 DATA = DataConfig(path="digits", image_size=16, max_images=100)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import load_config, save_config
-from common.loop import LoopConfig
-from sampling import Pipeline
-from scripts import quickstart
-from tokenizer.training import TokenizerTrainingConfig
+from lambda24.common.config import load_config, save_config
+from lambda24.common.training.loop import LoopConfig
+from lambda24.sampling import Pipeline
+from lambda24.scripts import quickstart
+from lambda24.tokenizer.task import TokenizerTrainingConfig
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generator.model import NextScaleGenerator
-from sampling.generate import SamplingConfig
-from sampling.image_files import read_labels
-from sampling.pipeline import Pipeline
-from sampling.schedules import LinearRamp
-from scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.image_files import read_labels
+from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.ramps import LinearRamp
+from lambda24.scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
@@ -122,7 +122,7 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
 def test_mistakes_are_named(
     folder: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("sampling.pipeline.to_pil", lambda *a: pytest.fail("drawn"))
+    monkeypatch.setattr("lambda24.sampling.pipeline.to_pil", lambda *a: pytest.fail("drawn"))
     monkeypatch.setattr(Job, "fill", lambda *a, **k: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=message):
         main([str(folder), "--seeds", "0", *arguments])
@@ -159,7 +159,7 @@ def test_files_to_edit_are_refused_by_name(folder: Path, tmp_path: Path):
 
 
 def test_more_images_than_can_be_listed_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scripts.sample.MAX_IMAGES", 20)
+    monkeypatch.setattr("lambda24.scripts.sample.MAX_IMAGES", 20)
     with pytest.raises(ValueError, match="3 labels with 8 seeds are more than 20 images"):
         main([str(folder), "--seeds", "0:8"])
 
@@ -206,7 +206,7 @@ PROGRAM = """
 import datetime, sys
 import torch
 from torch.distributed import distributed_c10d as distributed
-from scripts.sample import main
+from lambda24.scripts.sample import main
 main(sys.argv[1:])
 backend = distributed._get_default_group()._get_backend(torch.device("cpu"))
 assert backend.options._timeout > datetime.timedelta(hours=1), backend.options._timeout

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sampling.evaluation import GeneratorEvaluator
-from sampling.generate import SamplingConfig
-from scripts import evaluate_generator, sweep
-from scripts.sample import sampling_config
+from lambda24.sampling.evaluation.protocol import GeneratorEvaluator
+from lambda24.sampling.generate import SamplingConfig
+from lambda24.scripts import evaluate_generator, sweep
+from lambda24.scripts.sample import sampling_config
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluation" / "digits.yaml"

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import from_dict, load_config, to_dict
-from generator import NextScaleGenerator
-from generator.heads import CategoricalHeadConfig
-from generator.training_config import GeneratorTrainingConfig, check_tokenizer
-from sampling import Pipeline, SamplingConfig
-from sampling.evaluation import EvaluationRun
-from scripts import train_generator, train_tokenizer
-from tokenizer import ImageTokenizer
-from tokenizer.comparison_task import ComparisonConfig
-from tokenizer.evaluation import TokenizerEvaluationRun
-from tokenizer.training import TokenizerTrainingConfig
+from lambda24.common.config import from_dict, load_config, to_dict
+from lambda24.generator import NextScaleGenerator
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.settings import GeneratorTrainingConfig, check_tokenizer
+from lambda24.sampling import Pipeline, SamplingConfig
+from lambda24.sampling.evaluation.protocol import EvaluationRun
+from lambda24.scripts import train_generator, train_tokenizer
+from lambda24.scripts.reports.quantizer_task import ComparisonConfig
+from lambda24.tokenizer import ImageTokenizer
+from lambda24.tokenizer.evaluation import TokenizerEvaluationRun
+from lambda24.tokenizer.task import TokenizerTrainingConfig
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ROOT / "configs" / "debug"

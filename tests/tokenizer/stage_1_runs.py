@@ -22,11 +22,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from common.batches import Batch
-from common.config import from_dict
-from common.data import load_dataset
-from common.loop import fit
-from tokenizer.training import TokenizerTask, TokenizerTrainingConfig
+from lambda24.common.config import from_dict
+from lambda24.common.data.batches import Batch
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.training.loop import fit
+from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
 
 STEPS, KILLS, HALF = 8, 5, 4
 

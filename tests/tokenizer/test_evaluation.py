@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.extractors import EfficientNetLite0Features
-from common.features import EfficientNetLite0Perceptual, LPIPSPerceptual
-from common.images import GUTTER, from_uint8, to_uint8
-from common.metrics import psnr, ssim
-from common.reference import TensorImages
-from tokenizer.cnn import CNNConfig
-from tokenizer.evaluation import (
+from lambda24.common.images import GUTTER, from_uint8, to_uint8
+from lambda24.common.metrics.extractors import EfficientNetLite0Features
+from lambda24.common.metrics.pairs import psnr, ssim
+from lambda24.common.metrics.perceptual import EfficientNetLite0Perceptual, LPIPSPerceptual
+from lambda24.common.metrics.reference import TensorImages
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.evaluation import (
     TokenizerEvaluationConfig,
     evaluate_tokenizer,
     prefix_pictures,
     scale_report,
 )
-from tokenizer.model import ImageTokenizer, TokenizerConfig
-from tokenizer.multiscale import PyramidConfig
-from tokenizer.quantizers import build_quantizer
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
+from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
+from lambda24.tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 FAST = EfficientNetLite0Features(size=32)
 

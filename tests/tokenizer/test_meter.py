@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.features import EfficientNetLite0Perceptual, build_perceptual
-from common.images import from_uint8
-from common.metrics import ms_ssim, psnr, ssim
-from common.reference import TensorImages
-from tokenizer.meter import ReconstructionMeter, TokenizerEvaluationConfig
+from lambda24.common.images import from_uint8
+from lambda24.common.metrics.pairs import ms_ssim, psnr, ssim
+from lambda24.common.metrics.perceptual import EfficientNetLite0Perceptual, build_perceptual
+from lambda24.common.metrics.reference import TensorImages
+from lambda24.tokenizer.meter import ReconstructionMeter, TokenizerEvaluationConfig
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from common.config import from_dict
-from tokenizer import ImageTokenizer, TokenizerConfig, TokenPyramid
+from lambda24.common.config import from_dict
+from lambda24.tokenizer import ImageTokenizer, TokenizerConfig, TokenPyramid
 
 CONFIG = {
     "image_size": 16,

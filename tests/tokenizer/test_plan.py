@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from common.config import load_config
-from scripts import train_tokenizer
-from tokenizer import plan
-from tokenizer.autoencoder import preset
-from tokenizer.cnn import CNNConfig
-from tokenizer.plan import activation_bytes
-from tokenizer.training import TokenizerTrainingConfig
-from tokenizer.vit import ViTConfig
+from lambda24.common.config import load_config
+from lambda24.scripts import train_tokenizer
+from lambda24.tokenizer import plan
+from lambda24.tokenizer.autoencoders.build import preset
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.autoencoders.vit import ViTConfig
+from lambda24.tokenizer.plan import activation_bytes
+from lambda24.tokenizer.task import TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.batches import Batch, build_loader
-from common.data import DataConfig, load_dataset
-from tokenizer import ImageTokenizer, PyramidConfig, TokenizerConfig
-from tokenizer.cnn import CNNConfig
-from tokenizer.token_cache import (
+from lambda24.common.data.batches import Batch, build_loader
+from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.tokenizer import ImageTokenizer, PyramidConfig, TokenizerConfig
+from lambda24.tokenizer.autoencoders.cnn import CNNConfig
+from lambda24.tokenizer.token_cache import (
     CachePlan,
     TokenCache,
     make_plan,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(196_560,), code_dim=24, latent_size=4)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.tokens import TokenPyramid, TokenSpec
-from tokenizer.usage import UsageWindow, batch_usage, code_usage, usage
+from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
+from lambda24.tokenizer.usage import UsageWindow, batch_usage, code_usage, usage
 
 SPEC = TokenSpec(scales=(1, 2, 3), codebook_sizes=(50, 7), code_dim=4, latent_size=3)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokenizer.lattices import leech, released, shells, spheres
-from tokenizer.lattices.leech_search import GROUPS_OF_TYPE, search
+from lambda24.tokenizer.lattices import leech, released, shells, spheres
+from lambda24.tokenizer.lattices.search.nearest import GROUPS_OF_TYPE, search
 
 CODE_NAMES = (
     "leech",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenizer.lattices.codes import SphericalCode
+from lambda24.tokenizer.lattices.codes import SphericalCode
 
 _SAME = 1e-5  # products this close are one distance; float32 rounding is below 1e-6
 _SCORES_AT_ONCE = 2**24

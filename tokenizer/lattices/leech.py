@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenizer.lattices.leech_order import (
+from lambda24.tokenizer.lattices.order import (
     DIM,
     NUM_CODES,
     ORDER_VERSION,
@@ -19,7 +19,7 @@ from tokenizer.lattices.leech_order import (
     rank,
     unrank,
 )
-from tokenizer.lattices.leech_search import NUM_GROUPS, Method, search
+from lambda24.tokenizer.lattices.search.nearest import NUM_GROUPS, Method, search
 
 __all__ = [
     "DIM",

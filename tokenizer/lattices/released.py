@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.lattices import leech
-from tokenizer.lattices.leech_search import NUM_GROUPS, Method, search
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.search.nearest import NUM_GROUPS, Method, search
 
 # Words that span the lexicode; bit k is coordinate 23 - k.
 _LEXICODE = (

@@ -1,22 +1,22 @@
 """Quantizers: one protocol, one file each, chosen by one line of configuration."""
 
-from tokenizer.quantizers.base import (
+from lambda24.scripts.reports.equal_bits import match_bits
+from lambda24.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
     connect_processes,
     process_gather,
     process_mean,
 )
-from tokenizer.quantizers.binary import BSQConfig, LFQConfig
-from tokenizer.quantizers.bits import match_bits
-from tokenizer.quantizers.build import QuantizerConfig, build_quantizer, quantizer_config
-from tokenizer.quantizers.ema import EMAConfig
-from tokenizer.quantizers.fsq import FSQConfig
-from tokenizer.quantizers.gsq import GSQConfig
-from tokenizer.quantizers.lgq import LGQConfig
-from tokenizer.quantizers.simvq import SimVQConfig
-from tokenizer.quantizers.spherical import LeechConfig, SphericalConfig
-from tokenizer.quantizers.vq import VQConfig
+from lambda24.tokenizer.quantizers.binary import BSQConfig, LFQConfig
+from lambda24.tokenizer.quantizers.build import QuantizerConfig, build_quantizer, quantizer_config
+from lambda24.tokenizer.quantizers.ema import EMAConfig
+from lambda24.tokenizer.quantizers.fsq import FSQConfig
+from lambda24.tokenizer.quantizers.gsq import GSQConfig
+from lambda24.tokenizer.quantizers.lgq import LGQConfig
+from lambda24.tokenizer.quantizers.simvq import SimVQConfig
+from lambda24.tokenizer.quantizers.spherical import LeechConfig, SphericalConfig
+from lambda24.tokenizer.quantizers.vq import VQConfig
 
 __all__ = [
     "BSQConfig",

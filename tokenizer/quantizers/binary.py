@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
 
 _MAX_INDEX_BITS = 62
 _MAX_GROUP_BITS = 10

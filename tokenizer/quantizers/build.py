@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from common.config import config_class, from_dict
-from tokenizer.quantizers.base import Quantizer
-from tokenizer.quantizers.binary import BinaryQuantizer, BSQConfig, LFQConfig
-from tokenizer.quantizers.ema import EMAConfig, EMAVectorQuantizer
-from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.quantizers.gsq import GroupedSphericalQuantizer, GSQConfig
-from tokenizer.quantizers.lgq import LGQ, LGQConfig
-from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
-from tokenizer.quantizers.spherical import LeechConfig, SphericalConfig, SphericalQuantizer
-from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
+from lambda24.common.config import config_class, from_dict
+from lambda24.tokenizer.quantizers.base import Quantizer
+from lambda24.tokenizer.quantizers.binary import BinaryQuantizer, BSQConfig, LFQConfig
+from lambda24.tokenizer.quantizers.ema import EMAConfig, EMAVectorQuantizer
+from lambda24.tokenizer.quantizers.fsq import FSQ, FSQConfig
+from lambda24.tokenizer.quantizers.gsq import GroupedSphericalQuantizer, GSQConfig
+from lambda24.tokenizer.quantizers.lgq import LGQ, LGQConfig
+from lambda24.tokenizer.quantizers.simvq import SimVQ, SimVQConfig
+from lambda24.tokenizer.quantizers.spherical import LeechConfig, SphericalConfig, SphericalQuantizer
+from lambda24.tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 QuantizerConfig = Annotated[
     LeechConfig

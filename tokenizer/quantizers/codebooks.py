@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.lattices.codes import nearest_rows
-from tokenizer.quantizers.base import Quantizer, straight_through, unit
+from lambda24.tokenizer.lattices.codes import nearest_rows
+from lambda24.tokenizer.quantizers.base import Quantizer, straight_through, unit
 
 Estimator = Literal["straight_through", "rotation"]
 
@@ -36,7 +36,7 @@ def random_codes(num_codes: int, dim: int, seed: int) -> Tensor:
 
 
 def table_parameter(values: Tensor) -> nn.Parameter:
-    """A trainable table that `common.optim.build_optimizer` does not decay."""
+    """A trainable table that `lambda24.common.optim.schedule.build_optimizer` does not decay."""
     parameter = nn.Parameter(values)
     parameter.no_weight_decay = True  # type: ignore[attr-defined]
     return parameter

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.codebooks import (
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer
+from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
     assignment_sums,
     check_revival,
@@ -25,7 +25,7 @@ from tokenizer.quantizers.codebooks import (
     nearest_code,
     random_codes,
 )
-from tokenizer.quantizers.revival import (
+from lambda24.tokenizer.quantizers.revival import (
     Candidates,
     counts_towards_training,
 )

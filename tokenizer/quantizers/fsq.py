@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through
 
 _MARGIN = 1e-3  # keeps the outermost level reachable: the bound exceeds it by half this fraction
 

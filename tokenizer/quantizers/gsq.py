@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
-from tokenizer.quantizers.codebooks import (
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
+from lambda24.tokenizer.quantizers.codebooks import (
     check_revival,
     check_table,
     codebook_losses,
@@ -18,7 +18,7 @@ from tokenizer.quantizers.codebooks import (
     random_codes,
     table_parameter,
 )
-from tokenizer.quantizers.revival import Revival
+from lambda24.tokenizer.quantizers.revival import Revival
 
 
 @config_class

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through
-from tokenizer.quantizers.codebooks import (
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through
+from lambda24.tokenizer.quantizers.codebooks import (
     check_revival,
     check_table,
     data_codes,
@@ -23,7 +23,7 @@ from tokenizer.quantizers.codebooks import (
     random_codes,
     table_parameter,
 )
-from tokenizer.quantizers.revival import Revival
+from lambda24.tokenizer.quantizers.revival import Revival
 
 
 @config_class

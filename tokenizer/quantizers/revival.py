@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.batches import hash_integers
-from tokenizer.quantizers.base import Quantizer
+from lambda24.common.data.batches import hash_integers
+from lambda24.tokenizer.quantizers.base import Quantizer
 
 MAX_CANDIDATES = 4096
 """Latents of a step that are kept as new places, on each process and of all together."""

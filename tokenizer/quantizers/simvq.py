@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.codebooks import (
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer
+from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
     check_table,
     codebook_losses,

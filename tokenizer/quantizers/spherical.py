@@ -11,9 +11,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.lattices.codes import build_code
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
+from lambda24.common.config import config_class
+from lambda24.tokenizer.lattices.codes import build_code
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
 
 
 @config_class
@@ -33,7 +33,7 @@ class LeechConfig:
 
 @config_class
 class SphericalConfig:
-    """Any code that `tokenizer.lattices.codes.build_code` knows.
+    """Any code that `lambda24.tokenizer.lattices.codes.build_code` knows.
 
     Args:
         code: name of the code, such as "leech_type2", "leech_subset", "slq_released", "random",

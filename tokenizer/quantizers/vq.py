@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config import config_class
-from tokenizer.quantizers.base import Quantized, Quantizer, unit
-from tokenizer.quantizers.codebooks import (
+from lambda24.common.config import config_class
+from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, unit
+from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
     check_revival,
     check_table,
@@ -24,7 +24,7 @@ from tokenizer.quantizers.codebooks import (
     random_codes,
     table_parameter,
 )
-from tokenizer.quantizers.revival import Revival
+from lambda24.tokenizer.quantizers.revival import Revival
 
 
 @config_class

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer.lattices import leech
+from lambda24.tokenizer.lattices import leech
 
 
 @pytest.fixture(autouse=True)

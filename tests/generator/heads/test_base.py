@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from generator.heads import CategoricalDistribution
-from generator.heads.base import (
+from lambda24.generator.heads import CategoricalDistribution
+from lambda24.generator.heads.base import (
     BLOCK,
     LONG,
     MAX_CUMULATIVE_ELEMENTS,

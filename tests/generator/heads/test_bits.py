@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from generator.heads import BitsDistribution, BitsHead, BitsHeadConfig, CategoricalDistribution
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads import (
+    BitsDistribution,
+    BitsHead,
+    BitsHeadConfig,
+    CategoricalDistribution,
+)
+from lambda24.tokenizer.tokens import TokenSpec
 
 WIDTH = 16
 

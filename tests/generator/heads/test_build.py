@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from common.config import config_class, from_dict
-from generator.heads import (
+from lambda24.common.config import config_class, from_dict
+from lambda24.generator.heads import (
     BitsHead,
     BitsHeadConfig,
     CategoricalHead,
@@ -14,7 +14,7 @@ from generator.heads import (
     LatticeHeadConfig,
     build_head,
 )
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1,), codebook_sizes=(196_560,), code_dim=24, latent_size=1)
 

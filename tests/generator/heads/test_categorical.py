@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generator.heads import CategoricalHead, CategoricalHeadConfig, categorical
-from generator.heads.categorical import chunked_cross_entropy
-from tokenizer.tokens import TokenSpec
+from lambda24.generator.heads import CategoricalHead, CategoricalHeadConfig, categorical
+from lambda24.generator.heads.categorical import chunked_cross_entropy
+from lambda24.tokenizer.tokens import TokenSpec
 
 NUM_CODES, WIDTH = 500, 12
 

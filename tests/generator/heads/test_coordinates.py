@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generator.heads import (
+from lambda24.generator.heads import (
     CategoricalDistribution,
     CoordinatesDistribution,
     CoordinatesHead,
     CoordinatesHeadConfig,
 )
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.tokens import TokenSpec
 
 WIDTH = 16
 SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(leech.NUM_CODES,), code_dim=24, latent_size=2)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.heads import (
+from lambda24.generator.heads import (
     CategoricalDistribution,
     LatticeDistribution,
     LatticeHead,
     LatticeHeadConfig,
     MixtureDistribution,
 )
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.tokens import TokenSpec
 
 Gather = Callable[[Tensor], Tensor]
 WIDTH = 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.heads import (
+from lambda24.generator.heads import (
     BitsHeadConfig,
     CategoricalHeadConfig,
     CoordinatesHeadConfig,
@@ -13,10 +13,10 @@ from generator.heads import (
     LatticeHeadConfig,
     build_head,
 )
-from generator.heads.brick_scores import code_scores
-from generator.heads.code_groups import best_code_score
-from tokenizer.lattices import leech
-from tokenizer.tokens import TokenSpec
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.softmax.groups import best_code_score
+from lambda24.tokenizer.lattices.softmax.scores import code_scores
+from lambda24.tokenizer.tokens import TokenSpec
 
 WIDTH = 6
 HEADS: dict[str, tuple[HeadConfig, tuple[int, ...]]] = {

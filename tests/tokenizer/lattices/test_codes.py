@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from tokenizer.lattices import leech
-from tokenizer.lattices.codes import CODE_NAMES, build_code, nearest_rows
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.lattices.codes import CODE_NAMES, build_code, nearest_rows
 
 SIZES = {"random": 700, "fibonacci": 700, "leech_subset": 700}
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from tokenizer.lattices.codes import TableCode, build_code
-from tokenizer.lattices.geometry import code_geometry
-from tokenizer.lattices.spheres import fibonacci_sphere
+from lambda24.tokenizer.lattices.codes import TableCode, build_code
+from lambda24.tokenizer.lattices.geometry import code_geometry
+from lambda24.tokenizer.lattices.spheres import fibonacci_sphere
 
 
 def test_leech_shell() -> None:

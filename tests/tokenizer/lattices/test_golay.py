@@ -4,7 +4,7 @@ from itertools import combinations
 
 import torch
 
-from tokenizer.lattices import golay
+from lambda24.tokenizer.lattices import golay
 
 
 def _as_integers(words: torch.Tensor) -> list[int]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenizer.lattices import golay, leech
-from tokenizer.lattices.leech_tile import NUM_GROUPS, Tile
-from tokenizer.lattices.leech_traceback import traceback_all
+from lambda24.tokenizer.lattices import golay, leech
+from lambda24.tokenizer.lattices.search.tile import NUM_GROUPS, Tile
+from lambda24.tokenizer.lattices.search.traceback import traceback_all
 
 NUM = 3000
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.lattices import leech, released
-from tokenizer.lattices.codes import nearest_rows
+from lambda24.tokenizer.lattices import leech, released
+from lambda24.tokenizer.lattices.codes import nearest_rows
 
 
 def _blob_id(rows: np.ndarray) -> str:

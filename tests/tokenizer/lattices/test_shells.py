@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.lattices.shells import SHELLS
+from lambda24.tokenizer.lattices.shells import SHELLS
 
 # Kissing numbers, and how many points are at 60 degrees from each point.
 KNOWN = {"a2": (2, 6, 2), "d4": (4, 24, 8), "e8": (8, 240, 56), "k12": (12, 756, 82)}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenizer.lattices.spheres import fibonacci_sphere, random_sphere
+from lambda24.tokenizer.lattices.spheres import fibonacci_sphere, random_sphere
 
 
 def test_random_points_depend_on_the_seed_only() -> None:

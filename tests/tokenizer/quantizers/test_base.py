@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tokenizer.quantizers.base import straight_through, unit
+from lambda24.tokenizer.quantizers.base import straight_through, unit
 
 
 def test_straight_through_keeps_the_code_exactly_for_huge_latents() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers import build_quantizer
 
 
 def all_vertices(num_bits: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokenizer.quantizers import Quantizer, build_quantizer
-from tokenizer.quantizers.fsq import FSQ
+from lambda24.tokenizer.quantizers import Quantizer, build_quantizer
+from lambda24.tokenizer.quantizers.fsq import FSQ
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "leech": {"kind": "leech"},

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tokenizer.quantizers import Quantizer, build_quantizer
+from lambda24.tokenizer.quantizers import Quantizer, build_quantizer
 
 SMALL = {"kind": "vq_ema", "dim": 4, "codebook_size": 16, "revival_threshold": None}
 

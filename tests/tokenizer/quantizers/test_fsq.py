@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers import build_quantizer
 
 
 def test_a_line_through_all_levels() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers import build_quantizer
 
 
 @pytest.mark.parametrize("renorm_output", [False, True])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.quantizers import build_quantizer
-from tokenizer.quantizers.lgq import soft_assignment
+from lambda24.tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers.lgq import soft_assignment
 
 
 def dense(z: torch.Tensor, table: torch.Tensor, tau: float) -> tuple[torch.Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers import build_quantizer
 
 oracle = pytest.importorskip("vector_quantize_pytorch")
 

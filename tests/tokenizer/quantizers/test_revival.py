@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.config import from_dict
-from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig
-from tokenizer.quantizers import VQConfig, build_quantizer
-from tokenizer.quantizers.revival import Candidates
+from lambda24.common.config import from_dict
+from lambda24.tokenizer.pyramid.multiscale import MultiScaleQuantizer, PyramidConfig
+from lambda24.tokenizer.quantizers import VQConfig, build_quantizer
+from lambda24.tokenizer.quantizers.revival import Candidates
 
 KINDS = ["vq", "gsq", "lgq"]
 

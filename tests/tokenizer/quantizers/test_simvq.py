@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers import build_quantizer
 
 
 def test_one_matrix_moves_every_code() -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tokenizer.lattices import leech
-from tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.lattices import leech
+from lambda24.tokenizer.quantizers import build_quantizer
 
 
 def test_leech_takes_the_code_of_largest_inner_product() -> None:

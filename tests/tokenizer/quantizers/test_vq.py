@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.quantizers import build_quantizer
-from tokenizer.quantizers.codebooks import kmeans, nearest_code, rotated
+from lambda24.tokenizer.quantizers import build_quantizer
+from lambda24.tokenizer.quantizers.codebooks import kmeans, nearest_code, rotated
 
 
 def test_lookup_matches_float64_brute_force() -> None:

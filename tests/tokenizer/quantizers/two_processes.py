@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tokenizer.multiscale import MultiScaleQuantizer, PyramidConfig
-from tokenizer.quantizers import Quantizer, build_quantizer, connect_processes
+from lambda24.tokenizer.pyramid.multiscale import MultiScaleQuantizer, PyramidConfig
+from lambda24.tokenizer.quantizers import Quantizer, build_quantizer, connect_processes
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "bsq": {"kind": "bsq", "num_bits": 6, "group_bits": 3},

@@ -1,0 +1,1 @@
+"""Labelled images: sources, cuts, and batches in a fixed global order."""

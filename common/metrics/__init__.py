@@ -1,0 +1,1 @@
+"""Image quality: of pairs, and of sets through features."""

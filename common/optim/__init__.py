@@ -1,0 +1,1 @@
+"""Optimizers of whole networks, schedules, clipping and averaged weights."""

@@ -1,0 +1,1 @@
+"""Hand-written CPU forms of memory-bound formulas, and the plain ones they equal."""

@@ -1,0 +1,1 @@
+"""The playground: a local page to try models."""

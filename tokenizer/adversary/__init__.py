@@ -1,0 +1,1 @@
+"""The adversary of stage 1."""

@@ -1,0 +1,1 @@
+"""Autoencoders: one file each, chosen by one line of configuration."""

@@ -1,0 +1,1 @@
+"""Exact nearest-code search of the Leech lattice's first shell."""

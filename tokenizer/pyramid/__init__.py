@@ -1,0 +1,1 @@
+"""The multiscale residual pyramid."""

@@ -1,0 +1,1 @@
+"""Frozen vision networks that a latent is aligned with."""
