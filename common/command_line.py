@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-OURS = ("common", "tokenizer", "generator", "sampling", "scripts", "__main__")
+OURS = ("lambda24", "__main__")
 
 
 def run_program(main: Callable[[], object]) -> None:
@@ -26,6 +26,6 @@ def run_program(main: Callable[[], object]) -> None:
 
 
 def _is_ours(error: ValueError) -> bool:
-    """Whether the line that raised is in one of our packages."""
+    """Whether the line that raised is in this package or in the program itself."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return frames[-1].f_globals["__name__"].partition(".")[0] in OURS

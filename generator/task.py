@@ -1,7 +1,7 @@
 """Stage 2: trains a `NextScaleGenerator` on the tokens of a frozen tokenizer.
 
-The algorithm only; `lambda24.common.training.loop.fit` owns the loop. Tokens are computed online from augmented
-images, or come with the batches from a `TokenCache`.
+The algorithm only; `common.training.loop.fit` owns the loop. Tokens are computed online from
+augmented images, or come with the batches from a `TokenCache`.
 """
 
 from __future__ import annotations

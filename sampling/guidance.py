@@ -1,7 +1,7 @@
 """Classifier-free guidance: logits s * conditional + (1 - s) * unconditional (the standard way).
 
 s = 1 is no guidance, s = 0 the unconditional model. The mixing itself is `Distribution.guided`,
-VAR's convention a ramp of `lambda24.sampling.ramps`; here is which scales need an unconditional pass.
+VAR's convention a ramp of `sampling.ramps`; here is which scales need an unconditional pass.
 """
 
 from __future__ import annotations

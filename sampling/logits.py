@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambda24.generator.heads.base import inverse_cdf as categorical_sample
+from lambda24.common.draws import inverse_cdf
 
-__all__ = ["Candidates", "best_candidates", "categorical_sample", "min_p", "top_k", "top_p"]
+__all__ = ["Candidates", "best_candidates", "min_p", "top_k", "top_p"]
 
 PROBES = 1 << 13  # entries of a long row that a first guess at its k-th best is made from
 
@@ -36,8 +36,8 @@ class Candidates:
     codes: Tensor | None = None
 
     def draw(self, uniforms: Tensor) -> Tensor:
-        """One code a row, int64 `(...)`, from `uniforms (...)`; see `categorical_sample`."""
-        places = categorical_sample(self.logits, uniforms)
+        """One code a row, int64 `(...)`, from `uniforms (...)`; see `inverse_cdf`."""
+        places = inverse_cdf(self.logits, uniforms)
         if self.codes is None:
             return places
         return self.codes.gather(-1, places.unsqueeze(-1)).squeeze(-1)

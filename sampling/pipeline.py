@@ -150,7 +150,7 @@ class Pipeline:
         return self
 
     def compile(self, backend: str = "inductor") -> Pipeline:
-        """Goes on with a generator of compiled blocks; see `lambda24.sampling.compiled`.
+        """Goes on with a generator of compiled blocks; see `sampling.compiled`.
 
         The first images take the compiler's time. Rounding differs from that of eager blocks.
         """
@@ -236,7 +236,7 @@ class Pipeline:
         config: SamplingConfig | None = None,
         **overrides: Any,
     ) -> list[Image.Image]:
-        """Draws part of each image anew as its label says; see `lambda24.sampling.editing`.
+        """Draws part of each image anew as its label says; see `sampling.editing`.
 
         Args:
             images: of the model's size, one per label; `labels` and all the rest as in a call.

@@ -10,16 +10,17 @@ maxima a vector in registers, the eager search what it does element by element i
 force a matrix product. `--exactness N` checks N vectors of seven distributions against float64
 brute force instead, and fails if any product falls short of the largest by 1e-6 of it.
 `head` times the losses of heads against the full logits of a 196,560-way layer, in interleaved
-rounds, and measures what they need beyond weights and gradients (`lambda24.scripts.benchmarks.head`).
+rounds, and measures what they need beyond weights and gradients (`scripts.benchmarks.head`).
 `train-step` splits a training step of the generator into what multiplies matrices and what does
 not: `train-step --shapes infinity-cc-12 --precisions fp32 bf16 --images 4`.
 `step-costs` compares whole training steps of a run with several heads and with several optimizers,
-all in the same rounds, on random tokens (`lambda24.scripts.benchmarks.step_costs`). Values are those of training's
-`model.head=` and `optimizer=`; an optimizer without clip_norm clips as the config's. The tokenizer
-is a trained one or a config of stage 1: `step-costs configs/generator/cifar10_leech.yaml
+all in the same rounds, on random tokens (`scripts.benchmarks.step_costs`). Values are those of
+training's `model.head=` and `optimizer=`; an optimizer without clip_norm clips as the config's.
+The tokenizer is a trained one or a config of stage 1:
+`step-costs configs/generator/cifar10_leech.yaml
 tokenizer=configs/tokenizer/cifar10_leech.yaml loop.batch_size=16 --repeats 9 --clock cpu`.
 `sample` times `generate` at published shapes against a straightforward sampler with the same
-weights, and beside both what the matrix products alone take (`lambda24.scripts.benchmarks.sample`).
+weights, and beside both what the matrix products alone take (`scripts.benchmarks.sample`).
 `codes` prints the geometry of spherical codes: minimum distance, neighbours, error on the sphere.
 """
 

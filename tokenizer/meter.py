@@ -83,7 +83,7 @@ class ReconstructionMeter:
     Args:
         device: where the networks run.
         accelerator: joins the results of its processes, each of which measured its share of the
-            positions (`lambda24.common.processes.share`).
+            positions (`common.processes.share`).
 
     Raises:
         ValueError: missing packages or weights.

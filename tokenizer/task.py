@@ -1,4 +1,4 @@
-"""Stage 1: trains an `ImageTokenizer`. The algorithm only; `lambda24.common.training.loop.fit` owns the loop.
+"""Stage 1: trains an `ImageTokenizer`. The algorithm only; `fit` owns the loop.
 
 A step is the tokenizer's pass (reconstruction, prefixes, alignment, adversary) and its optimizer,
 then, once the adversary has started, the discriminator's pass over the same images.

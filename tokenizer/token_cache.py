@@ -173,7 +173,7 @@ def _encode(
 
 
 class TokenCache:
-    """Tokens in place of images, for `lambda24.common.training.loop.fit`; made by `open`."""
+    """Tokens in place of images, for `common.training.loop.fit`; made by `open`."""
 
     def __init__(self, folder: Path, plan: CachePlan, *, flip: bool) -> None:
         self.plan = plan

@@ -260,7 +260,7 @@ class StreamLoader(Iterator[Batch]):
 
 
 class StreamedImages:
-    """Images to train on, without an index; made by `lambda24.common.data.dataset.load_training_data`."""
+    """Images to train on, without an index; made by `common.data.dataset.load_training_data`."""
 
     def __init__(self, split: ShardedSplit, config: StreamingConfig, cut: Cut) -> None:
         self.split, self.config, self.cut = split, config, cut

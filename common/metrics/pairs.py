@@ -1,6 +1,6 @@
 """Image quality of pairs of images (PSNR, SSIM, MS-SSIM), and how metrics are written down.
 
-Distances between sets of images are in `lambda24.common.metrics.distances`, perceptual ones in `lambda24.common.metrics.perceptual`.
+Distances between sets of images are in `distances`, perceptual ones in `perceptual`.
 """
 
 from __future__ import annotations

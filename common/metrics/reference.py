@@ -28,7 +28,7 @@ CACHE_FORMAT = 1
 
 
 class ImageSource(Protocol):
-    """Images by number, such as `lambda24.common.data.dataset.ImageDataset`."""
+    """Images by number, such as `common.data.dataset.ImageDataset`."""
 
     def __len__(self) -> int: ...
 

@@ -37,7 +37,7 @@ class Dion(torch.optim.Optimizer):
     """One update rule a group.
 
     A group may set any of the arguments below but the last two, and `lr_scale` (see
-    `lambda24.common.optim.schedule.set_lr`).
+    `common.optim.schedule.set_lr`).
 
     Args:
         algorithm: "dion" for tensors of two or more dimensions, taken as `(out, in)` with all but

@@ -53,7 +53,7 @@ class ScheduleConfig:
 
 @config_class
 class OptimizerConfig(ScheduleConfig):
-    """AdamW; `lambda24.common.optim.build` has the alternatives.
+    """AdamW; `common.optim.build` has the alternatives.
 
     Args:
         weight_decay: decoupled decay of matrices and kernels; see `build_optimizer`.

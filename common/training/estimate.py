@@ -59,7 +59,7 @@ def estimate_memory(
         trained: parameters with a gradient.
         averaged: of those, the ones with a running average.
         activations: bytes that autograd keeps of one image; see `activations_per_image`.
-        optimizer: its `kind`, or its numbers of state (`state_size` of `lambda24.common.optim.build`).
+        optimizer: its `kind`, or its numbers of state (`state_size` of `common.optim.build`).
         frozen: parameters without a gradient.
     """
     state = OPTIMIZER_SLOTS[optimizer] * trained if isinstance(optimizer, str) else optimizer

@@ -39,7 +39,7 @@ def fit(
     """Trains `task`, resumes what `run` holds, or returns at once when that is finished.
 
     Args:
-        dataset: what to train on; see `lambda24.common.data.dataset.load_training_data`.
+        dataset: what to train on; see `common.data.dataset.load_training_data`.
         run: run folder, made if absent.
         config: the whole config of the run, written to config.yaml and compared on resume.
         seed: of sample order, augmentation and model-side randomness.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lambda24.common.config import from_dict, read_yaml_text, save_config, to_dict
 from lambda24.common.training.checkpoint import Checkpoints
 
-LOGGED_PACKAGES = ("common", "tokenizer", "generator", "sampling", "scripts")
+LOGGER = logging.getLogger("lambda24")
 # A run may go on with other values of these: they change how long it runs, what it reports and how
 # much memory it takes, but no gradient.
 FREE_KEYS = ("steps", "log_every", "eval_every", "save_every", "sample_every", "keep_checkpoints")
@@ -114,19 +114,16 @@ class RunFolder:
         file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers: list[logging.Handler] = [file, _ConsoleHandler()]
-        loggers = [logging.getLogger(name) for name in LOGGED_PACKAGES]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.INFO)
-            for handler in handlers:
-                logger.addHandler(handler)
+        level = LOGGER.level
+        LOGGER.setLevel(logging.INFO)
+        for handler in handlers:
+            LOGGER.addHandler(handler)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-                for handler in handlers:
-                    logger.removeHandler(handler)
+            LOGGER.setLevel(level)
+            for handler in handlers:
+                LOGGER.removeHandler(handler)
             file.close()
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lambda24.common.config import config_class
-from lambda24.generator.heads.base import TokenLoss, check_uniforms, inverse_cdf
+from lambda24.common.draws import inverse_cdf
+from lambda24.generator.heads.base import TokenLoss, check_uniforms
 from lambda24.generator.heads.lattice_distribution import ScoresDistribution
 from lambda24.generator.heads.leech_head import LeechHead
 from lambda24.tokenizer.lattices import leech

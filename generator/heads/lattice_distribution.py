@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lambda24.generator.heads.base import (
-    CategoricalDistribution,
-    Distribution,
-    check_uniforms,
-    inverse_cdf,
-)
+from lambda24.common.draws import inverse_cdf
+from lambda24.generator.heads.base import CategoricalDistribution, Distribution, check_uniforms
 from lambda24.tokenizer.lattices import leech
 from lambda24.tokenizer.lattices.softmax.groups import NUM_UNIFORMS, draw_codes
 from lambda24.tokenizer.lattices.softmax.log_z import log_normalizer

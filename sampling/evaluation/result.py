@@ -16,8 +16,9 @@ class EvaluationResult:
     """Metrics with their protocol.
 
     `errors` holds standard errors by metric and `intervals` their 95% intervals. With resamples all
-    are over the generated images (`lambda24.common.metrics.intervals`). Without, only fractions have one, binomial:
-    precision over generated images, recall and coverage over reference images. `sfid` has none.
+    are over the generated images (`common.metrics.intervals`). Without, only fractions have one,
+    binomial: precision over generated images, recall and coverage over reference images.
+    `sfid` has none.
     """
 
     gfid: float

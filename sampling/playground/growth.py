@@ -44,10 +44,10 @@ def grow(
     """`pipeline([label] * len(seeds), seeds)`, bit for bit, yielded after every scale.
 
     Args:
-        revise: see `lambda24.sampling.generate.generate`; of `batch_size` images.
+        revise: see `sampling.generate.generate`; of `batch_size` images.
 
     Raises:
-        ValueError: as `lambda24.sampling.generate.generate`.
+        ValueError: as `sampling.generate.generate`.
     """
     finished: list[Image.Image] = []
     labels = torch.full((batch_size,), label)
@@ -82,7 +82,7 @@ def grow_edit(
     """`pipeline.edit` of one image, once for each seed, bit for bit, yielded after every scale.
 
     Raises:
-        ValueError: as `lambda24.sampling.editing.edit`.
+        ValueError: as `sampling.editing.edit`.
     """
     area = None if mask is None else white_area(mask)
     images = from_uint8(from_pil([image.convert("RGB")] * batch_size))

@@ -1,4 +1,4 @@
-"""The playground's page: three tabs of fields and outputs around `lambda24.sampling.playground.actions.Actions`.
+"""The playground's page: three tabs of fields and outputs around `Actions`.
 
 Needs Gradio (extra `web`); without it this module still imports, and `gr` is None.
 """

@@ -52,7 +52,7 @@ REST = "rest"
 
 
 def benchmark_shape(name: str, head: str, depth: int | None = None) -> NextScaleGenerator:
-    """A model to time: "var-d8" (8 layers of width 512) or a name of `lambda24.generator.presets`.
+    """A model to time: "var-d8" (8 layers of width 512) or a name of `generator.presets`.
 
     Args:
         head: "lattice" (over the Leech codes) or "categorical" (over the shape's own codes).

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lambda24.common.draws import inverse_cdf
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.generate import SamplingConfig, generate, generate_progressively
-from lambda24.sampling.logits import categorical_sample, top_k, top_p
+from lambda24.sampling.logits import top_k, top_p
 from lambda24.sampling.ramps import LinearRamp, VarRamp
 from lambda24.sampling.seeds import SeededUniforms
 from lambda24.sampling.settings import MAX_GUIDANCE, MAX_TEMPERATURE, MIN_TEMPERATURE
@@ -21,7 +22,7 @@ from lambda24.tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, Qua
 from lambda24.tokenizer.tokens import TokenPyramid
 from tests.sampling.tiny_pipeline import CODES, SHAPE, tiny_pipeline
 
-# `lambda24.sampling.generate` names the function; the module is needed to patch it.
+# `sampling.generate` names the function; the module is needed to patch it.
 MODULE = import_module("lambda24.sampling.generate")
 
 Models = tuple[NextScaleGenerator, ImageTokenizer]
@@ -63,7 +64,7 @@ def reference(models: Models, labels: Tensor, seeds: Sequence[int], **settings: 
         logits = (scale * conditional + (1 - scale) * unconditional) / temperature
         logits = top_p(top_k(logits, kept), nucleus)
         numbers = uniforms.draw(spec.scale_lengths[k], 1)
-        indices[:, part, 0] = categorical_sample(logits, numbers[..., 0])
+        indices[:, part, 0] = inverse_cdf(logits, numbers[..., 0])
     return indices
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from lambda24.common.draws import inverse_cdf
 from lambda24.sampling.logits import (
     PROBES,
     Candidates,
     best_candidates,
-    categorical_sample,
     min_p,
     top_k,
     top_p,
@@ -89,7 +89,7 @@ def test_rows_are_independent():
 
 def test_draws_follow_the_filtered_distribution():
     uniforms = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    draws = categorical_sample(top_k(ROW, 2).expand(10_000, 4), uniforms)
+    draws = inverse_cdf(top_k(ROW, 2).expand(10_000, 4), uniforms)
     shares = torch.bincount(draws, minlength=4) / 10_000
     assert torch.allclose(shares, torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]), atol=1e-3)
 
@@ -119,14 +119,14 @@ def test_candidates_are_what_top_k_leaves(num_codes: int, kind: str):
         assert torch.equal(spread, dense)
         for p in (0.3, 0.95, 1.0):
             kept = Candidates(top_p(candidates.logits, p), candidates.codes)
-            assert torch.equal(kept.draw(uniforms), categorical_sample(top_p(dense, p), uniforms))
+            assert torch.equal(kept.draw(uniforms), inverse_cdf(top_p(dense, p), uniforms))
 
 
 def test_candidates_of_several_codebooks():
     logits = torch.randn(3, 2, 50)
     uniforms = torch.rand(3, 2, dtype=torch.float64)
     drawn = best_candidates(logits, 7).draw(uniforms)
-    assert torch.equal(drawn, categorical_sample(top_k(logits, 7), uniforms))
+    assert torch.equal(drawn, inverse_cdf(top_k(logits, 7), uniforms))
 
 
 @pytest.mark.parametrize("k", [0, 5])

@@ -1,6 +1,5 @@
 """Quantizers: one protocol, one file each, chosen by one line of configuration."""
 
-from lambda24.scripts.reports.equal_bits import match_bits
 from lambda24.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
@@ -34,7 +33,6 @@ __all__ = [
     "VQConfig",
     "build_quantizer",
     "connect_processes",
-    "match_bits",
     "process_gather",
     "process_mean",
     "quantizer_config",

@@ -36,7 +36,7 @@ def random_codes(num_codes: int, dim: int, seed: int) -> Tensor:
 
 
 def table_parameter(values: Tensor) -> nn.Parameter:
-    """A trainable table that `lambda24.common.optim.schedule.build_optimizer` does not decay."""
+    """A trainable table that `common.optim.schedule.build_optimizer` does not decay."""
     parameter = nn.Parameter(values)
     parameter.no_weight_decay = True  # type: ignore[attr-defined]
     return parameter

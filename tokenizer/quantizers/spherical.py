@@ -33,7 +33,7 @@ class LeechConfig:
 
 @config_class
 class SphericalConfig:
-    """Any code that `lambda24.tokenizer.lattices.codes.build_code` knows.
+    """Any code that `tokenizer.lattices.codes.build_code` knows.
 
     Args:
         code: name of the code, such as "leech_type2", "leech_subset", "slq_released", "random",

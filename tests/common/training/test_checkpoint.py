@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lambda24.common.training import checkpoint
 from lambda24.common.training.checkpoint import Checkpoints, PretrainedModel, atomic_folder
 
 
@@ -38,7 +39,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a local folder must not touch the network")
 
-    monkeypatch.setattr(common.checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_crash_while_saving_keeps_the_old_model(
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(common.checkpoint, "save_file", crash)
+    monkeypatch.setattr(checkpoint, "save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         Tiny(5).save_pretrained(tmp_path)
     assert torch.equal(Tiny.from_pretrained(tmp_path).layer.weight, old.layer.weight)
@@ -125,9 +126,9 @@ def test_missing_folder(name: str) -> None:
 
 def test_unknown_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
-        raise common.checkpoint.LocalEntryNotFoundError("no connection")
+        raise checkpoint.LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(common.checkpoint, "snapshot_download", offline)
+    monkeypatch.setattr(checkpoint, "snapshot_download", offline)
     with pytest.raises(ValueError, match="'me/model' is neither a local folder nor"):
         Tiny.from_pretrained("me/model")
 
@@ -142,7 +143,7 @@ def test_hub_download_is_limited_to_the_model(
         asked.update(options, name=name)
         return str(tmp_path)
 
-    monkeypatch.setattr(common.checkpoint, "snapshot_download", snapshot)
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
     assert Tiny.from_pretrained("me/model", revision="v1").width == 4
     assert (asked["name"], asked["revision"]) == ("me/model", "v1")
     assert "tiny/model.safetensors" in asked["allow_patterns"]

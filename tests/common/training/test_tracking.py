@@ -78,7 +78,7 @@ def test_metrics_are_cut_back_on_resume(tmp_path: Path) -> None:
 
 
 def test_log_goes_to_the_file_only_inside(tmp_path: Path) -> None:
-    logger = logging.getLogger("common.anything")
+    logger = logging.getLogger("lambda24.anything")
     folder = RunFolder(tmp_path)
     with folder.logging(enabled=True):
         logger.info("inside %d", 1)
@@ -87,9 +87,9 @@ def test_log_goes_to_the_file_only_inside(tmp_path: Path) -> None:
     with folder.logging(enabled=False):
         logger.info("another rank")
     text = (tmp_path / "log.txt").read_text()
-    assert "INFO common.anything: inside 1" in text
+    assert "INFO lambda24.anything: inside 1" in text
     assert text.count("\n") == 1
-    assert not logging.getLogger("common").handlers
+    assert not logging.getLogger("lambda24").handlers
 
 
 def test_meter_leaves_out_the_first_steps() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lambda24.generator.cpu_forms import adaln, tiles
 from lambda24.generator.cpu_forms.adaln import add_gated, modulate, plain_add_gated, plain_modulate
 
 
@@ -23,8 +24,8 @@ def gradients(
 @pytest.fixture(params=[1, 48, 300, 1 << 20], autouse=True)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of one token, three tokens, two images, and one tile for all."""
-    monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", request.param)
-    monkeypatch.setattr(generator.adaln, "SMALL_IMAGE", 0)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", request.param)
+    monkeypatch.setattr(adaln, "SMALL_IMAGE", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lambda24.generator.cpu_forms import tiles
 from lambda24.generator.cpu_forms.cosine import cosine_heads, plain_cosine_heads
 from lambda24.generator.embeddings import rope_table
 from lambda24.tokenizer.tokens import TokenSpec
@@ -15,7 +16,7 @@ SPEC = TokenSpec(scales=(1, 3), codebook_sizes=(8,), code_dim=4, latent_size=3)
 def test_values_and_gradients_match_the_plain_form(
     with_rope: bool, tile: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generator.tiles, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", tile)
     rope = rope_table(SPEC, 8) if with_rope else None
     heads = torch.randn(5, SPEC.length, 6, 8)
     grads = torch.randn(3, 5, SPEC.length, 2, 8)

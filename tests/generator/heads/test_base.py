@@ -1,15 +1,9 @@
 import pytest
 import torch
 
+from lambda24.common.draws import BLOCK, LONG, MAX_CUMULATIVE_ELEMENTS, inverse_cdf
 from lambda24.generator.heads import CategoricalDistribution
-from lambda24.generator.heads.base import (
-    BLOCK,
-    LONG,
-    MAX_CUMULATIVE_ELEMENTS,
-    head_linear,
-    head_outputs,
-    inverse_cdf,
-)
+from lambda24.generator.heads.base import head_linear, head_outputs
 
 
 def test_inverse_cdf_is_exact_on_a_grid_of_uniforms() -> None:

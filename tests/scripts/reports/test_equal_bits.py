@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from lambda24.tokenizer.quantizers import build_quantizer, match_bits
+from lambda24.scripts.reports.equal_bits import match_bits
+from lambda24.tokenizer.quantizers import build_quantizer
 
 KINDS_AT_14: list[tuple[str, dict[str, Any]]] = [
     ("spherical", {"code": "random", "dim": 24}),

@@ -38,8 +38,9 @@ if numba.config.DISABLE_JIT:
 
 def _sources() -> str:
     """Hash of all that is compiled."""
-    names = ("golay", "lanes", "leech_decode", "leech_lanes", "leech_order")
-    files = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
+    names = ("golay", "order", "search/kernel_decode", "search/kernel_scores", "search/simd")
+    lattices = Path(__file__).parents[1]
+    files = [(lattices / f"{name}.py").read_bytes() for name in names]
     return hashlib.sha1(b"".join(files)).hexdigest()
 
 

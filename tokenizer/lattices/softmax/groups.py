@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lambda24.generator.heads.base import inverse_cdf
+from lambda24.common.draws import inverse_cdf
 from lambda24.tokenizer.lattices.softmax.scores import (
     START_2B,
     START_2C,
