@@ -218,12 +218,16 @@ class MultiScaleQuantizer(nn.Module):
             residual = resample(target - state.latent, side, self.config.down)
             return self.leaf.encode(_to_tokens(residual) / self.gain(state.scale))
 
-    def initial_state(self, batch_size: int, device: torch.device | str) -> PyramidState:
-        """Nothing decoded yet; the first scale's inputs are zeros."""
-        spec = self.spec
-        latent = torch.zeros(
-            batch_size, spec.code_dim, spec.latent_size, spec.latent_size, device=device
-        )
+    def initial_state(
+        self,
+        batch_size: int,
+        device: torch.device | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> PyramidState:
+        """Nothing decoded yet; the first scale's inputs are zeros. Sums are computed in `dtype`."""
+        shape = (batch_size, self.spec.code_dim, *(self.spec.latent_size,) * 2)
+        latent = torch.zeros(shape, dtype=dtype, device=device)
         return PyramidState(latent, 0, self._next_inputs(latent, 0))
 
     def accumulate(self, state: PyramidState, scale_tokens: Tensor) -> PyramidState:
@@ -241,7 +245,8 @@ class MultiScaleQuantizer(nn.Module):
                 f"tokens of scale {k} must be {expected}, got {tuple(scale_tokens.shape)}"
             )
         with torch.autocast(state.latent.device.type, enabled=False):
-            latent = state.latent + self._up(self.leaf.decode(scale_tokens).float(), k)
+            codes = self.leaf.decode(scale_tokens).to(state.latent.dtype)
+            latent = state.latent + self._up(codes, k)
             return PyramidState(latent, k + 1, self._next_inputs(latent, k + 1))
 
     def states(self, tokens: TokenPyramid) -> Iterator[PyramidState]:

@@ -1,0 +1,1 @@
+"""The image codec's parts that need no generator: file format, packing, range coding, tiles."""
