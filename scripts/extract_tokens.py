@@ -29,11 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("config", help="YAML file, see configs/generator")
     parser.add_argument("overrides", nargs="*", help="key=value; tokens=FOLDER is needed")
-    parser.add_argument("--crops", type=int, help="random crops of an image (data.crop: random)")
+    parser.add_argument(
+        "--variants",
+        type=int,
+        help="random crops, moves and bends of an image (data.crop: random or data.augment)",
+    )
     parser.add_argument("--shard-size", type=int, default=4096, help="images of a shard")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at a time")
     options = parser.parse_intermixed_args(argv)
-    for name in ("crops", "shard_size", "batch_size"):
+    for name in ("variants", "shard_size", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan, dataset = make_plan(
         image_tokenizer,
         config.data,
-        crops=options.crops,
+        variants=options.variants,
         shard_size=options.shard_size,
         precision=precision,
     )

@@ -1,9 +1,10 @@
 """Tokens of a whole training set on disk, so that a generator trains without its tokenizer.
 
 A folder of `cache.json` (what the tokens are of) and shards, each one safetensors file with a
-checksum beside it. Every image is there once for each crop and, mirrored, once more; training picks
-by the sample's key, so a mirrored image comes when it would have come from the images themselves.
-With centre crops the tokens of a run are those of the run that encodes images as it goes.
+checksum beside it. Every image is there once for each variant (random crop, move and bend) and,
+mirrored, once more; training picks by the sample's key, so a mirrored image comes when it would
+have come from the images themselves. Without random crops and augmentation there is one variant,
+and the tokens of a run are those of the run that encodes images as it goes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lambda24.common.config import to_dict
 from lambda24.common.data.batches import RawBatch, hash_integers, uniform_from_keys
 from lambda24.common.data.cut import FLIP_STREAM
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
@@ -27,9 +29,9 @@ from lambda24.tokenizer.model import ImageTokenizer
 from lambda24.tokenizer.token_shards import is_whole, read_shard, shard_file, write_shard
 
 PLAN_FILE = "cache.json"
-FORMAT = 1
-CROP_CHOICE_STREAM = 106
-"""Names the random stream that picks one of several crops."""
+FORMAT = 2
+VARIANT_STREAM = 106
+"""Names the random stream that picks one of an image's variants."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class CachePlan:
     Args:
         tokenizer: hash of what makes tokens, see `tokenizer_fingerprint`.
         data: `ImageDataset.fingerprint`.
-        num_images: of the data set; each has `crops` x (2 if `flip`) entries.
-        crops: random crops of an image; None is the centre crop.
+        num_images: of the data set; each has `variants` x (2 if `flip`) entries.
+        variants: random crops, moves and bends of an image; None is the image as it is.
+        augment: how it was moved and bent, as JSON.
         precision: what the encoder computed in, "fp32" or "bf16".
     """
 
@@ -49,7 +52,8 @@ class CachePlan:
     num_images: int
     shard_size: int
     flip: bool
-    crops: int | None
+    variants: int | None
+    augment: dict[str, Any] | None
     image_size: int
     resize: float | None
     scales: list[int]
@@ -78,18 +82,23 @@ def make_plan(
     image_tokenizer: ImageTokenizer,
     data: DataConfig,
     *,
-    crops: int | None,
+    variants: int | None,
     shard_size: int,
     precision: str,
 ) -> tuple[CachePlan, ImageDataset]:
     """The plan of a cache, and the images in the order of their indices.
 
     Raises:
-        ValueError: a number of crops without random crops or the other way round, images of another
-            size than the tokenizer's, or data without an index.
+        ValueError: a number of variants without random crops or augmentation or the other way
+            round, images of another size than the tokenizer's, or data without an index.
     """
-    if (crops is None) != (data.crop == "center"):
-        raise ValueError(f"crops {crops} and data.crop {data.crop!r}: give crops for random ones")
+    is_random = data.crop == "random" or data.augment is not None
+    if (variants is not None) != is_random:
+        how = "off" if data.augment is None else "on"
+        raise ValueError(
+            f"variants {variants}, data.crop {data.crop!r} and data.augment {how}: give a number of"
+            " variants (extract_tokens.py --variants) for random crops or augmentation, else none"
+        )
     if data.image_size != image_tokenizer.config.image_size:
         raise ValueError(
             f"data.image_size is {data.image_size}, but the tokenizer was trained at "
@@ -102,7 +111,8 @@ def make_plan(
         num_images=len(dataset),
         shard_size=shard_size,
         flip=data.flip,
-        crops=crops,
+        variants=variants,
+        augment=None if data.augment is None else to_dict(data.augment),
         image_size=data.image_size,
         resize=data.resize,
         scales=list(image_tokenizer.spec.scales),
@@ -157,19 +167,19 @@ def write_shards(
 def _encode(
     plan: CachePlan, image_tokenizer: ImageTokenizer, dataset: ImageDataset, indices: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """Tokens `(N, crops, flips, L, G)` and labels `(N,)` of some images."""
-    crops = []
-    for crop in range(plan.crops or 1):
-        # Any fixed keys: a crop's number and the image decide where it lies.
-        keys = hash_integers(torch.tensor(indices), crop)
+    """Tokens `(N, variants, flips, L, G)` and labels `(N,)` of some images."""
+    variants = []
+    for variant in range(plan.variants or 1):
+        # Any fixed keys: a variant's number and the image decide how it is cut and moved.
+        keys = hash_integers(torch.tensor(indices), variant)
         raw = dataset.read(indices, keys)
         pictures = [raw.images, raw.images.flip(-1)] if plan.flip else [raw.images]
         flips = [
             image_tokenizer.encode(from_uint8(images).to(image_tokenizer.device)).indices.cpu()
             for images in pictures
         ]
-        crops.append(torch.stack(flips, dim=1))
-    return torch.stack(crops, dim=1), raw.labels
+        variants.append(torch.stack(flips, dim=1))
+    return torch.stack(variants, dim=1), raw.labels
 
 
 class TokenCache:
@@ -199,12 +209,13 @@ class TokenCache:
         """
         folder = Path(folder)
         found = read_plan(folder)
-        crops = None if data.crop == "center" else found["crops"] or 1
+        is_random = data.crop == "random" or data.augment is not None
+        variants = (found["variants"] or 1) if is_random else None
         flip = bool(found["flip"]) or data.flip  # a cache may hold more than is wanted
         plan, _ = make_plan(
             image_tokenizer,
             replace(data, flip=flip),
-            crops=crops,
+            variants=variants,
             shard_size=found["shard_size"],
             precision=precision,
         )
@@ -221,16 +232,16 @@ class TokenCache:
         return self.plan.num_images
 
     def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
-        """Tokens of the crop and flip that `keys (B,)` choose."""
+        """Tokens of the variant and flip that `keys (B,)` choose."""
         flips = torch.zeros(len(keys), dtype=torch.int64)
         if self._flip:
             flips = (uniform_from_keys(keys, FLIP_STREAM) < 0.5).long()
-        draws = uniform_from_keys(keys, CROP_CHOICE_STREAM)
-        crops = (draws * (self.plan.crops or 1)).long()
+        draws = uniform_from_keys(keys, VARIANT_STREAM)
+        variants = (draws * (self.plan.variants or 1)).long()
         rows = []
-        for index, crop, flip in zip(indices, crops.tolist(), flips.tolist(), strict=True):
+        for index, variant, flip in zip(indices, variants.tolist(), flips.tolist(), strict=True):
             shard, place = divmod(index, self.plan.shard_size)
-            rows.append(self._tokens[shard][place, crop, flip])
+            rows.append(self._tokens[shard][place, variant, flip])
         return RawBatch(
             images=torch.empty(len(rows), 3, 0, 0, dtype=torch.uint8),
             labels=self.labels[list(indices)],

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lambda24.common.data.augmentation import AugmentConfig, augment
 from lambda24.common.data.batches import uniform_from_keys
 from lambda24.common.images import enlarged_part, resize_shorter_side, resized_size
 
@@ -19,18 +20,20 @@ MAX_ENLARGED_PIXELS = 2**25  # a strip of 2 x 30,000 would take 3 GB at 256 pixe
 
 @dataclass(frozen=True)
 class Cut:
-    """Resize, crop and mirror.
+    """Resize, crop, move and mirror.
 
     Args:
         size: side of the square, in pixels.
         resize: the shorter side becomes `resize * size` before the crop; None: no resizing.
         random_crop: place the crop anywhere; False takes the centre.
+        augment: how to move and bend the images; None: not at all.
         flip: mirror half of the images.
     """
 
     size: int
     resize: float | None = 1.0
     random_crop: bool = False
+    augment: AugmentConfig | None = None
     flip: bool = False
 
     def corners(self, keys: Tensor) -> Sequence[Sequence[float] | None]:
@@ -67,9 +70,11 @@ class Cut:
                 image = image.crop(box)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    def mirror(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Mirrors those `images (B, 3, H, W)` whose key says so, in place."""
+    def vary(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Moves, bends and mirrors `images (B, 3, size, size)` uint8 as their keys say."""
+        if self.augment is not None:
+            images = augment(images, keys, self.augment)
         if self.flip:
-            mirrored = uniform_from_keys(keys, FLIP_STREAM) < 0.5
-            images[mirrored] = images[mirrored].flip(-1)
+            mirrored = (uniform_from_keys(keys, FLIP_STREAM) < 0.5)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(-1), images)
         return images

@@ -226,7 +226,7 @@ class ImageDataset(Dataset[Sample]):
 
     def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
         """Augmented samples of one batch, from their keys `(B,)`; runs in the workers."""
-        images = self._cut.mirror(self._images(indices, self._cut.corners(keys)), keys)
+        images = self._cut.vary(self._images(indices, self._cut.corners(keys)), keys)
         found = [self._stand_ins.get(index, index) for index in indices]
         return RawBatch(images, self.labels[found], keys, dict(self._stand_ins))
 

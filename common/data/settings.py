@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from lambda24.common.config import config_class
+from lambda24.common.data.augmentation import AugmentConfig
 from lambda24.common.data.cut import Cut
 from lambda24.common.data.streaming import StreamingConfig
 
@@ -29,6 +30,7 @@ class DataConfig:
             `eval_fraction` of `split`, stratified by class.
         image_size: side of the square crop, in pixels.
         flip: mirror half of the training images.
+        augment: small random moves and bends of training images; None: none.
         crop: where training crops are taken; evaluation always takes the centre.
         resize: the shorter side becomes `resize * image_size` before the crop; None: no resizing,
             and an image smaller than the crop is an error.
@@ -46,6 +48,7 @@ class DataConfig:
     eval_split: str | None = None
     image_size: Annotated[int, Field(ge=1)] = 32
     flip: bool = False
+    augment: AugmentConfig | None = None
     crop: Literal["center", "random"] = "center"
     resize: Annotated[float, Field(ge=1)] | None = 1.0
     image_key: str | None = None
@@ -65,4 +68,4 @@ class DataConfig:
     @property
     def cut(self) -> Cut:
         """What training does to an image."""
-        return Cut(self.image_size, self.resize, self.crop == "random", self.flip)
+        return Cut(self.image_size, self.resize, self.crop == "random", self.augment, self.flip)

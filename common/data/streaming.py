@@ -211,7 +211,7 @@ class _Parts(IterableDataset[_Part]):
             cut.square(picture, corner, f"image {number} of shard {shard}")
             for picture, corner, (_, shard, number) in zip(pictures, corners, origins, strict=True)
         ]
-        return cut.mirror(torch.stack(squares), keys), torch.tensor(labels), keys
+        return cut.vary(torch.stack(squares), keys), torch.tensor(labels), keys
 
 
 class StreamLoader(Iterator[Batch]):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambda24.common.data.batches import Batch, build_loader
+from lambda24.common.data.augmentation import AugmentConfig
+from lambda24.common.data.batches import Batch, build_loader, hash_integers
 from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.images import from_uint8
 from lambda24.tokenizer import ImageTokenizer, PyramidConfig, TokenizerConfig
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
 from lambda24.tokenizer.token_cache import (
@@ -42,9 +44,14 @@ def image_tokenizer() -> ImageTokenizer:
 
 
 def extract(
-    folder: Path, image_tokenizer: ImageTokenizer, data: DataConfig = DATA, crops: int | None = None
+    folder: Path,
+    image_tokenizer: ImageTokenizer,
+    data: DataConfig = DATA,
+    variants: int | None = None,
 ) -> list[int]:
-    plan, dataset = make_plan(image_tokenizer, data, crops=crops, shard_size=8, precision="fp32")
+    plan, dataset = make_plan(
+        image_tokenizer, data, variants=variants, shard_size=8, precision="fp32"
+    )
     start_cache(folder, plan)
     return list(write_shards(folder, plan, image_tokenizer, dataset, batch_size=3))
 
@@ -79,17 +86,46 @@ def test_random_crops_are_a_choice_of_those_made(
     tmp_path: Path, image_tokenizer: ImageTokenizer
 ) -> None:
     data = replace(DATA, crop="random", resize=1.5)
-    extract(tmp_path, image_tokenizer, data, crops=3)
+    extract(tmp_path, image_tokenizer, data, variants=3)
     cache = TokenCache.open(tmp_path, image_tokenizer, data, precision="fp32")
     keys = torch.arange(60)
     raw = cache.read([5] * 60, keys)
     assert raw.tokens is not None
     assert len(raw.tokens.unique(dim=0)) == 6  # three crops, mirrored or not
     assert torch.equal(raw.tokens, cache.read([5] * 60, keys).tokens)
-    with pytest.raises(ValueError, match="crops is 3 there and None here"):
+    with pytest.raises(ValueError, match="variants is 3 there and None here"):
         TokenCache.open(tmp_path, image_tokenizer, replace(data, crop="center"), precision="fp32")
-    with pytest.raises(ValueError, match=r"crops None and data\.crop 'random'"):
+    with pytest.raises(ValueError, match=r"variants None, data\.crop 'random'"):
         extract(tmp_path / "other", image_tokenizer, data)
+
+
+def test_augmented_images_are_a_choice_of_those_made(
+    tmp_path: Path, image_tokenizer: ImageTokenizer
+) -> None:
+    moves = AugmentConfig(rotation=20, elastic=0.1)
+    data = replace(DATA, augment=moves)
+    extract(tmp_path, image_tokenizer, data, variants=3)
+    cache = TokenCache.open(tmp_path, image_tokenizer, data, precision="fp32")
+    dataset = load_dataset(replace(data, flip=False), train=True)
+    made = torch.cat(
+        [dataset.read([5], hash_integers(torch.tensor([5]), n)).images for n in range(3)]
+    )
+    made = from_uint8(torch.cat([made, made.flip(-1)]))
+    expected = image_tokenizer.encode(made).indices
+    tokens = cache.read([5] * 60, torch.arange(60)).tokens
+    assert tokens is not None
+    assert {tuple(row) for row in tokens.flatten(1).tolist()} == {
+        tuple(row) for row in expected.flatten(1).tolist()
+    }
+    stronger = replace(data, augment=replace(moves, rotation=21))
+    with pytest.raises(ValueError, match=r"augment is .*20.* there and .*21.* here"):
+        TokenCache.open(tmp_path, image_tokenizer, stronger, precision="fp32")
+    with pytest.raises(ValueError, match=r"variants is 3 there and None here; augment is"):
+        TokenCache.open(tmp_path, image_tokenizer, DATA, precision="fp32")
+    with pytest.raises(ValueError, match=r"variants None, .*data\.augment on"):
+        extract(tmp_path / "other", image_tokenizer, data)
+    with pytest.raises(ValueError, match=r"variants 3, .*data\.augment off"):
+        extract(tmp_path / "other", image_tokenizer, DATA, variants=3)
 
 
 def test_goes_on_where_it_stopped_and_repairs(
@@ -109,7 +145,7 @@ def test_goes_on_where_it_stopped_and_repairs(
 
 
 def test_processes_share_the_shards(tmp_path: Path, image_tokenizer: ImageTokenizer) -> None:
-    plan, dataset = make_plan(image_tokenizer, DATA, crops=None, shard_size=8, precision="fp32")
+    plan, dataset = make_plan(image_tokenizer, DATA, variants=None, shard_size=8, precision="fp32")
     start_cache(tmp_path, plan)
     made = [
         list(
@@ -163,7 +199,8 @@ def test_shards_cover_the_images() -> None:
         num_images=17,
         shard_size=8,
         flip=False,
-        crops=None,
+        variants=None,
+        augment=None,
         image_size=8,
         resize=1.0,
         scales=[1],

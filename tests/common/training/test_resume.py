@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lambda24.common.data.augmentation import AugmentConfig
 from lambda24.common.data.cut import Cut
 from lambda24.common.data.dataset import ImageDataset
 from lambda24.common.data.shards import Row, ShardedSplit
@@ -127,7 +128,9 @@ class StreamedLevels(ShardedSplit):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_streaming_run_resumes_bit_for_bit(tmp_path: Path, num_workers: int) -> None:
     streaming = StreamingConfig(lanes=2, shuffle_buffer=3)
-    data = StreamedImages(StreamedLevels(), streaming, Cut(8, flip=True))
+    data = StreamedImages(
+        StreamedLevels(), streaming, Cut(8, augment=AugmentConfig(rotation=30), flip=True)
+    )
     config = toy_config(steps=8, accumulation=3, save_every=3, log_every=2)
     whole, _ = train(config, tmp_path / "whole", data=data)
     with pytest.raises(RuntimeError, match="step 5"):
