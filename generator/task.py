@@ -57,30 +57,34 @@ class TeacherForcing(nn.Module):
 
 
 class GeneratorTask(Task):
-    """Next-scale prediction with teacher forcing.
+    """Next-scale prediction with teacher forcing; the best weights are those of the lowest `nll`.
 
     Args:
         config: the run.
         image_tokenizer: frozen stage-1 model.
         eval_data: held-out images for the evaluation loss.
+        train_data: training images, which an evaluation scores in the same way beside them.
         draw: makes the sample grid of a generator (sampling lies above this package).
 
     Raises:
         ValueError: the data's classes or image size are not those of the model or tokenizer.
     """
 
+    minimized = "nll"
+
     def __init__(
         self,
         config: GeneratorTrainingConfig,
         image_tokenizer: ImageTokenizer,
         eval_data: ImageDataset,
+        train_data: ImageDataset,
         draw: Callable[[NextScaleGenerator], Image.Image] | None = None,
     ) -> None:
         check_classes(config, eval_data)
         check_tokenizer(config, image_tokenizer.config)
         self.config = config
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
-        self.eval_data = eval_data
+        self.eval_data, self.train_data = eval_data, train_data
         self.draw = draw
         spec = image_tokenizer.spec
         torch.manual_seed(config.seed)
@@ -127,28 +131,41 @@ class GeneratorTask(Task):
     def evaluate(self, step: int) -> dict[str, float]:
         """Scores of the averaged weights on held-out images, over all scales and for each.
 
-        The images are spread evenly over those there are, which may be sorted by class.
-
         `_losses`, and the accuracy of the most likely token on the first tokens of each scale. Of a
         head that also gives mass to what is no code: `code_nll`, the nats per token among the
-        codes, and `code_mass`, the mean probability of being a code.
+        codes, and `code_mass`, the mean probability of being a code. `train_nll` and its scales are
+        of as many training images (or all there are) under the same conditions: without dropout of
+        labels, crops, moves or flips; so they lie below the `nll` that the step lines average.
         """
-        totals: dict[str, float] = {}
         right: list[list[Tensor]] = [[] for _ in self.generator.spec.scales]
         count = min(self.config.num_eval_images, len(self.eval_data))
+        held_out = self._score(self.eval_data, count, right)
+        train = self._score(self.train_data, min(count, len(self.train_data)), None)
+        scores = {"nll": held_out.pop("nll"), "train_nll": train.pop("nll"), **held_out}
+        scores |= {f"train_{name}": v for name, v in train.items() if name.startswith("nll_")}
+        return scores | accuracies(right, self.generator.spec)
+
+    def _score(
+        self, data: ImageDataset, count: int, right: list[list[Tensor]] | None
+    ) -> dict[str, float]:
+        """Means over `count` images that are spread evenly over those of `data`.
+
+        They may be sorted by class. `right` collects what `_compare` finds.
+        """
+        totals: dict[str, float] = {}
         model = TeacherForcing(self.ema.average)
-        for chunk in torch.tensor(spread(len(self.eval_data), count)).split(64):
-            images = from_uint8(self.eval_data.images_uint8(chunk.tolist()))
-            labels = self.eval_data.labels[chunk].to(self.accelerator.device)
+        for chunk in torch.tensor(spread(len(data), count)).split(64):
+            images = from_uint8(data.images_uint8(chunk.tolist()))
+            labels = data.labels[chunk].to(self.accelerator.device)
             tokens, inputs = self._tokenize(images.to(self.accelerator.device))
             scores = self._losses(model, inputs, labels, tokens)
-            if not self.generator.head.normalized_over_codes:
+            if right is not None and not self.generator.head.normalized_over_codes:
                 scores |= self._code_scores(inputs, labels, tokens)
             for name, value in scores.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(chunk) / count
-            if any(sum(map(len, found)) < MAX_ACCURACY_TOKENS for found in right):
+            if right and any(sum(map(len, found)) < MAX_ACCURACY_TOKENS for found in right):
                 self._compare(inputs, labels, tokens, right)
-        return totals | accuracies(right, self.generator.spec)
+        return totals
 
     def _code_scores(
         self, inputs: Tensor, labels: Tensor, tokens: TokenPyramid

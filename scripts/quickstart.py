@@ -142,6 +142,7 @@ def train_stage_2(
             config,
             image_tokenizer,
             held_out,
+            train,
             draw=lambda model: draw_classes(model, image_tokenizer, config=SAMPLING),
         ),
         train,

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
-from lambda24.common.data.dataset import ImageDataset, load_dataset, load_training_data
+from lambda24.common.data.dataset import (
+    ImageDataset,
+    load_dataset,
+    load_training_data,
+    load_training_sample,
+)
 from lambda24.common.training.estimate import is_local
 from lambda24.common.training.precision import resolve_precision
 from lambda24.common.training.program import TrainingData, training_program
@@ -79,7 +84,11 @@ def build_task(config: GeneratorTrainingConfig, eval_data: ImageDataset) -> Gene
     image_tokenizer = open_tokenizer(config.tokenizer)
     check_same_tokenizer(config, image_tokenizer)
     return GeneratorTask(
-        config, image_tokenizer, eval_data, draw=lambda model: draw_classes(model, image_tokenizer)
+        config,
+        image_tokenizer,
+        eval_data,
+        load_training_sample(config.data, config.num_eval_images),
+        draw=lambda model: draw_classes(model, image_tokenizer),
     )
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "build_loader",
     "load_dataset",
     "load_training_data",
+    "load_training_sample",
     "uniform_from_keys",
 ]
 
@@ -68,6 +69,13 @@ def load_training_data(config: DataConfig) -> ImageDataset | StreamedImages:
     return StreamedImages(_open_shards(config, config.streaming)[0], config.streaming, config.cut)
 
 
+def load_training_sample(config: DataConfig, max_images: int) -> ImageDataset:
+    """Training images to evaluate on: all of an index, of a stream the first of some shards."""
+    if config.streaming is None:
+        return load_dataset(config, train=True)
+    return _first_images(config, _open_shards(config, config.streaming)[0], max_images)
+
+
 def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
     """Opens the training or the evaluation images; both share `label_names`.
 
@@ -77,7 +85,8 @@ def load_dataset(config: DataConfig, *, train: bool) -> ImageDataset:
     if config.streaming is not None:
         if train:
             raise ValueError("data.streaming: streamed training images have no index")
-        return _evaluation_images(config, config.streaming)
+        shards = _open_shards(config, config.streaming)[1]
+        return _first_images(config, shards, config.streaming.max_eval_images)
     source = open_source(config.path)
     split, held_out = config.split, None
     source.check_split("split", split)
@@ -145,11 +154,10 @@ class _KeptTable(Table):
         return content if isinstance(content, str) else None
 
 
-def _evaluation_images(config: DataConfig, streaming: StreamingConfig) -> ImageDataset:
-    """The first images of the evaluation shards, which come in a fixed random order."""
-    split = _open_shards(config, streaming)[1]
+def _first_images(config: DataConfig, split: ShardedSplit, count: int) -> ImageDataset:
+    """The first images of a split's shards, which come in a fixed random order."""
     shards = np.random.default_rng(0).permutation(split.num_shards).tolist()
-    rows = list(islice(chain.from_iterable(map(split.rows, shards)), streaming.max_eval_images))
+    rows = list(islice(chain.from_iterable(map(split.rows, shards)), count))
     if not rows:
         raise ValueError(f"data.path {config.path!r} has no images to evaluate on")
     labels = np.array([row.label for row in rows], dtype=np.int64)

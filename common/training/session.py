@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import Field
 from torch.profiler import record_function
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from lambda24.common.data.batches import Batch, SampleSource, build_loader, hash
 from lambda24.common.data.streaming import StreamedImages, StreamLoader
 from lambda24.common.images import save_image
 from lambda24.common.optim.schedule import NotFiniteError
+from lambda24.common.training.best import BestWeights, warn_of_rise
 from lambda24.common.training.fsdp import gather, scatter
 from lambda24.common.training.precision import Precision
 from lambda24.common.training.profiling import FIRST_STEP, StepProfile
@@ -270,6 +271,21 @@ class Session:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self.evaluation.items())
         logger.info("evaluation after step %d: %s", self.done, shown)
         self.record({f"eval/{name}": value for name, value in self.evaluation.items()})
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keeps the weights if they are the best so far; says once when they get worse."""
+        if (name := self.task.minimized) is None:
+            return
+        best, value = BestWeights(self.folder.path, name), self.evaluation[name]
+        is_main = self.accelerator.is_main_process
+        decision = [is_main and best.is_beaten_by(value)]
+        if broadcast_object_list(decision)[0]:
+            self.task.state_dict()  # makes the average whole on the main process
+            if is_main:
+                best.keep(self.done, value, self.task.save_pretrained)
+        elif is_main:
+            warn_of_rise(best, self.folder.metrics(), self.evaluation)
 
     def draw(self) -> None:
         torch.manual_seed(hash_integer(self.seed, self.done, SAMPLE))
@@ -294,4 +310,6 @@ class Session:
             keep = self.loop.keep_checkpoints
             self.folder.checkpoints.save(self.done, state, keep=keep)
             self.task.save_pretrained(self.folder.path)
+            if self.task.minimized is not None:
+                logger.info(BestWeights(self.folder.path, self.task.minimized).describe(self.done))
         self.accelerator.wait_for_everyone()

@@ -18,6 +18,7 @@ class Task(ABC):
     """An algorithm that `fit` can train."""
 
     modules: dict[str, nn.Module]  # trainable modules by name, wrapped in place by `prepare`
+    minimized: str | None = None  # the evaluation's scalar whose best weights a run keeps
 
     @abstractmethod
     def prepare(self, accelerator: Accelerator) -> None:

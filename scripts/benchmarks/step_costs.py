@@ -143,7 +143,7 @@ def build_steps(
     chunks = torch.arange(loop.batch_size).split(size)
     batches = [random_batch(data, chunk, image_tokenizer.spec) for chunk in chunks]
     return {
-        name: TrainStep(GeneratorTask(changed, image_tokenizer, data), batches, accelerator)
+        name: TrainStep(GeneratorTask(changed, image_tokenizer, data, data), batches, accelerator)
         for name, changed in configs.items()
     }
 

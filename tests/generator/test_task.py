@@ -16,6 +16,7 @@ from torch import nn
 
 from lambda24.common.config import to_dict
 from lambda24.common.data.dataset import load_dataset, load_training_data
+from lambda24.common.images import from_uint8
 from lambda24.common.training.loop import fit
 from lambda24.generator.blocks import FeedForward
 from lambda24.generator.heads import TokenLoss
@@ -24,6 +25,7 @@ from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.generator.task import GeneratorTask
 from lambda24.scripts import extract_tokens, train_generator
 from lambda24.tokenizer import ImageTokenizer
+from tests.generator.tiny_run import data_parts
 
 EVERYTHING: dict[str, Any] = {
     "optimizer": {"kind": "dion", "lr": 0.01, "rank_fraction": 0.5, "schedule": "warmdown"},
@@ -34,7 +36,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def train(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> dict[str, float]:
-    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task = GeneratorTask(config, image_tokenizer, *data_parts(config))
     data = load_training_data(config.data)
     return fit(task, data, loop=config.loop, run=config.run, config=config, seed=config.seed)
 
@@ -52,10 +54,37 @@ def test_held_out_images_of_all_classes_are_evaluated(
         return images_uint8(indices)
 
     monkeypatch.setattr(data, "images_uint8", remember)
-    task = GeneratorTask(config, image_tokenizer, data)
+    task = GeneratorTask(config, image_tokenizer, data, load_dataset(config.data, train=True))
     task.prepare(Accelerator(cpu=True))
     task.evaluate(0)
     assert seen == [k * len(data) // 5 for k in range(5)]
+
+
+def test_training_images_are_scored_as_held_out_ones_are(
+    make_config: Any, image_tokenizer: ImageTokenizer
+) -> None:
+    """As if they were held out: no dropout, no augmentation, the averaged weights."""
+    config = make_config(num_eval_images=24, class_dropout=0.5)
+    held_out, train = data_parts(config)
+    assert train.config.flip
+    task = GeneratorTask(config, image_tokenizer, held_out, train)
+    task.prepare(Accelerator(cpu=True))
+    with torch.no_grad():  # so that averaged and other weights differ
+        for weight in task.ema.average.parameters():
+            weight.add_(torch.randn(weight.shape) / 10)
+    scores = task.evaluate(0)
+    task.eval_data = train
+    swapped = task.evaluate(0)
+    assert len(held_out) == 48 > 24
+    for name in ("nll", "nll_0", "nll_2"):
+        assert scores[f"train_{name}"] == swapped[name] != scores[name]
+    pixels = train.images_uint8([2 * number for number in range(24)])
+    tokens = image_tokenizer.encode(from_uint8(pixels))
+    inputs, labels = image_tokenizer.next_scale_inputs(tokens), train.labels[::2]
+    hidden = task.ema.average(inputs, labels)
+    expected = task.ema.average.head.loss(hidden, tokens.indices).nll.mean()
+    assert scores["train_nll"] == pytest.approx(float(expected), rel=1e-5)
+    assert task.minimized == "nll"
 
 
 def state(run: str | Path, step: int) -> dict[str, Any]:
@@ -135,9 +164,7 @@ def _counted(count: Callable[[], None]) -> Callable[..., torch.Tensor]:
 
 def test_muon_trains_and_saves(make_config: Any, image_tokenizer: ImageTokenizer) -> None:
     config = make_config(optimizer={"kind": "muon", "lr": 1e-3})
-    before = GeneratorTask(
-        config, image_tokenizer, load_dataset(config.data, train=False)
-    ).generator.state_dict()
+    before = GeneratorTask(config, image_tokenizer, *data_parts(config)).generator.state_dict()
     train(config, image_tokenizer)
     after = state(config.run, 2)["generator"]
     changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -148,7 +175,7 @@ def test_the_head_and_the_input_projection_are_no_hidden_matrices(
     make_config: Any, image_tokenizer: ImageTokenizer
 ) -> None:
     config = make_config(**EVERYTHING)
-    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task = GeneratorTask(config, image_tokenizer, *data_parts(config))
     names = {id(p): name for name, p in task.generator.named_parameters()}
     claimed = {
         names[id(p)]: (group["algorithm"], group["lr_scale"])
@@ -181,7 +208,7 @@ def test_opposite_factors_do_not_hide_log_z(
     make_config: Any, image_tokenizer: ImageTokenizer
 ) -> None:
     config = make_config()
-    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task = GeneratorTask(config, image_tokenizer, *data_parts(config))
     task.accelerator = Accelerator(cpu=True)
     zeros = torch.zeros(2, image_tokenizer.spec.length)
     losses = TokenLoss(nll=zeros, log_z=zeros, factor_squares=zeros + 3**2 + 4**2)
@@ -239,7 +266,7 @@ def test_coordinates_are_also_scored_among_the_codes(
     """Before training every string of 24 coordinates out of nine values is as likely."""
     model = {"depth": 1, "width": 32, "num_heads": 2, "num_classes": 10}
     config = make_config(model=model | {"head": {"kind": "coordinates"}})
-    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task = GeneratorTask(config, image_tokenizer, *data_parts(config))
     task.prepare(Accelerator(cpu=True))
     scores = task.evaluate(0)
     assert scores["nll"] == pytest.approx(24 * math.log(9), rel=0.01)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lambda24.common.config import from_dict
+from lambda24.common.data.dataset import ImageDataset, load_dataset
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
@@ -57,3 +58,8 @@ def training_config(folder: Path, tokenizer: Path, **changes: Any) -> GeneratorT
 def make_config(tmp_path: Path, tokenizer_folder: Path) -> MakeConfig:
     """`training_config` in a fresh run folder."""
     return partial(training_config, tmp_path, tokenizer_folder)
+
+
+def data_parts(config: GeneratorTrainingConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Held-out and training images of a run."""
+    return load_dataset(config.data, train=False), load_dataset(config.data, train=True)

@@ -20,6 +20,7 @@ from lambda24.common.data.dataset import (
     StreamedImages,
     load_dataset,
     load_training_data,
+    load_training_sample,
 )
 from lambda24.common.data.streaming import StreamingConfig
 from lambda24.common.images import decode_rgb, to_uint8
@@ -123,6 +124,18 @@ def test_every_epoch_holds_every_image_once(folder: Path, tmp_path: Path, kind: 
     held_out = load_dataset(config(folder), train=False)
     assert held_out.images_uint8(range(6))[:, 0, 0, 0].tolist() == [*range(28, 34)]
     assert held_out.label_names == data.label_names == ("0", "1", "2")
+
+
+def test_a_sample_of_the_training_images_has_an_index(folder: Path) -> None:
+    """Whole shards, in a fixed order, none of them held out."""
+    held_out = load_dataset(config(folder), train=False)
+    kept_away = {int(image[0, 0, 0]) for image in held_out.images_uint8(range(len(held_out)))}
+    for count in (5, 1000):
+        sample = load_training_sample(config(folder), count)
+        levels = [int(image[0, 0, 0]) for image in sample.images_uint8(range(len(sample)))]
+        assert len(set(levels)) == len(sample) == min(count, sum(SIZES) - len(held_out))
+        assert not kept_away & set(levels)
+        assert sample.labels.tolist() == [level % 3 for level in levels]
 
 
 def test_order_depends_on_seed_and_epoch(folder: Path) -> None:

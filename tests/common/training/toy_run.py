@@ -65,6 +65,7 @@ class ToyTask(Task):
         self.averaged = 0  # numbers of the average in this process's memory, after an update
         self.kill_at: int | None = None
         self.poison: tuple[int, str] | None = None
+        self.held_out: list[float] = []  # what the evaluations after steps 1, 2, ... say
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.accelerator, self.plain = accelerator, self.model
@@ -101,7 +102,8 @@ class ToyTask(Task):
 
     def evaluate(self, step: int) -> dict[str, float]:
         weights = torch.cat([p.flatten() for p in self.ema.average.parameters()])
-        return {"weight_norm": float(weights.norm())}
+        scores = {"weight_norm": float(weights.norm())}
+        return scores | ({"nll": self.held_out[step - 1]} if self.held_out else {})
 
     def sample(self, step: int) -> Image.Image | None:
         return make_grid(torch.rand(4, 3, 8, 8) * 2 - 1, columns=2)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lambda24.common.data.dataset import load_dataset
 from lambda24.common.optim.build import DionConfig
 from lambda24.common.training.launch import build_accelerator
 from lambda24.generator.task import GeneratorTask
 from lambda24.scripts.benchmarks.step_costs import StepCosts, build_steps, time_steps
 from lambda24.tokenizer import ImageTokenizer
+from tests.generator.tiny_run import data_parts
 
 MODEL = {"depth": 1, "width": 16, "num_heads": 1, "num_classes": 10}
 LOOP = {"steps": 9, "batch_size": 2, "precision": "bf16"}
@@ -58,7 +58,7 @@ def test_a_step_is_that_of_training(make_config: Any, image_tokenizer: ImageToke
     step = build_steps({"only": config}, image_tokenizer)["only"]
     assert [len(batch) for batch in step.batches] == [3, 3]
     assert not torch.equal(step.batches[0].tokens, step.batches[1].tokens)  # type: ignore[arg-type]
-    task = GeneratorTask(config, image_tokenizer, load_dataset(config.data, train=False))
+    task = GeneratorTask(config, image_tokenizer, *data_parts(config))
     task.prepare(build_accelerator(precision="fp32", trackers=(), run=config.run))
     for number in range(2):
         step()
