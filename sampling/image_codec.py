@@ -181,6 +181,11 @@ class ImageCodec:
             )
         return tokens, header
 
+    @staticmethod
+    def container_bytes(data: bytes) -> int:
+        """How many of a file's bytes are not the payload."""
+        return len(data) - len(read_container(data)[1])
+
     def digest(self, mode: Mode) -> bytes:
         """What a file of this mode depends on: weights, tables, the size of overlaps."""
         parts = [_model_digest(self.image_tokenizer), str(self.overlap)]

@@ -18,6 +18,7 @@ PROGRAMS = {
     "evaluate-tokenizer": "PSNR, SSIM, rFID and code usage",
     "evaluate-generator": "gFID, Inception Score, precision and recall",
     "evaluate-images": "the same of images from anywhere",
+    "compress": "an image codec: files to tokens and back",
     "sweep": "try sampling settings",
     "plot-run": "curves and pictures of run folders",
     "compare-quantizers": "one autoencoder around each quantizer",
