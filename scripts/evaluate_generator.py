@@ -2,6 +2,8 @@
 
 [accelerate launch] python scripts/evaluate_generator.py PIPELINE configs/evaluation/cifar10.yaml
     [key=value ...], e.g. data.path=... evaluation.sampling.guidance_scale=1.5 out=result.json
+
+A guided evaluation has a second row without guidance (without_guidance=false: not).
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from pathlib import Path
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
 from lambda24.common.data.dataset import load_dataset
+from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.training.launch import patient_accelerator
-from lambda24.sampling.evaluation.protocol import EvaluationRun, evaluate_generator
+from lambda24.sampling.evaluation.protocol import EvaluationRun, GeneratorEvaluator
+from lambda24.sampling.evaluation.result import markdown
 from lambda24.sampling.pipeline import Pipeline
 
 
@@ -28,15 +32,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = patient_accelerator()
     pipeline = Pipeline.from_pretrained(arguments.pipeline).to(accelerator.device)
     dataset = load_dataset(config.data, train=config.reference == "train")
-    result = evaluate_generator(
-        pipeline, dataset, config.evaluation, part=config.reference, accelerator=accelerator
+    evaluation = config.evaluation
+    evaluator = GeneratorEvaluator(
+        pipeline, dataset, evaluation, part=config.reference, accelerator=accelerator
     )
+    result = evaluator.measure(evaluation.sampling)
+    plain = evaluator.measure_unguided(evaluation.sampling) if config.without_guidance else None
     if not accelerator.is_main_process:
         return
     folder = Path(arguments.pipeline) if Path(arguments.pipeline).is_dir() else Path()
     out = Path(config.out) if config.out is not None else folder / "evaluation.json"
-    result.save(out)
-    print(result.markdown(arguments.pipeline))
+    found, rows = result.to_dict(), {arguments.pipeline: result}
+    if plain is not None:
+        found["without_guidance"] = plain.to_dict()
+        rows["the same without guidance"] = plain
+    save_metrics(found, out)
+    print(markdown(rows))
     for warning in result.protocol["warnings"]:
         print(f"warning: {warning}")
     print(f"written to {out}")

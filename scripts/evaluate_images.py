@@ -31,6 +31,7 @@ from lambda24.common.metrics.reference import (
 )
 from lambda24.sampling.evaluation.measure import compare_features
 from lambda24.sampling.evaluation.protocol import EvaluationRun, class_counts
+from lambda24.sampling.evaluation.result import markdown
 from lambda24.sampling.image_files import open_images, read_labels
 
 PARTS = ("train", "eval")
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = compare_features(generated, reference, extractor, metrics, protocol)
     if labels is None:
         result.protocol["warnings"].append(UNKNOWN_CLASSES)
-    print(result.markdown(Path(arguments.images).name))
+    print(markdown({Path(arguments.images).name: result}))
     for warning in result.protocol["warnings"]:
         print(f"warning: {warning}")
     if config.out is not None:

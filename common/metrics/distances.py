@@ -1,12 +1,11 @@
 """Distances of feature sets: Fréchet distance, KID, Inception Score, precision, recall.
 
-torch-fidelity's functions applied to features in memory; density and coverage are added in the same
-style. Nothing here knows where features come from.
+torch-fidelity's functions applied to features in memory; density, coverage and their clipped forms
+are those of `balls`. Nothing here knows where features come from.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +20,10 @@ from torch_fidelity.metric_kid import (
 from torch_fidelity.metric_prc import (
     KEY_METRIC_PRECISION,
     KEY_METRIC_RECALL,
-    calc_cdist_part,
     prc_features_to_metric,
 )
 
-CHUNK = 2_000  # rows of a distance matrix held at once
+from lambda24.common.metrics.balls import CHUNK, ball_metrics
 
 
 @dataclass(frozen=True)
@@ -136,24 +134,26 @@ def inception_score(logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ManifoldMetrics:
-    """Fractions of one set that lie within the other's nearest-neighbour balls."""
+    """How much of one set lies within the other's nearest-neighbour balls."""
 
     precision: float
     recall: float
     density: float
     coverage: float
+    clipped_density: float
+    clipped_coverage: float
 
 
 def manifold_metrics(
     generated: Tensor, reference: Tensor, *, neighbors: int = 3, density_neighbors: int = 5
 ) -> ManifoldMetrics:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+    """Precision and recall (Kynkäänniemi et al. 2019), and the metrics of `balls`.
 
     Args:
         generated: features `(N, D)`.
         reference: features `(M, D)`.
         neighbors: k of the balls of precision and recall.
-        density_neighbors: k of the balls of density and coverage.
+        density_neighbors: k of the balls of density and coverage, clipped or not.
 
     Raises:
         ValueError: sets that do not have more points than neighbours.
@@ -173,33 +173,15 @@ def manifold_metrics(
         save_cpu_ram=True,
         verbose=False,
     )
-    density, coverage = _density_coverage(generated, reference, density_neighbors)
+    balls = ball_metrics(generated, reference, density_neighbors)
     return ManifoldMetrics(
-        values[KEY_METRIC_PRECISION], values[KEY_METRIC_RECALL], density, coverage
+        precision=values[KEY_METRIC_PRECISION],
+        recall=values[KEY_METRIC_RECALL],
+        density=balls.density,
+        coverage=balls.coverage,
+        clipped_density=balls.clipped_density,
+        clipped_coverage=balls.clipped_coverage,
     )
-
-
-def nearest_radii(points: Tensor, neighbors: int) -> Tensor:
-    """Distance of each of `(N, D)` points to its k-th nearest neighbour, `(N,)`."""
-    return torch.cat(
-        [
-            # The nearest neighbour of a point is the point itself.
-            calc_cdist_part(chunk, points, CHUNK).kthvalue(neighbors + 1, dim=1).values
-            for chunk in points.split(CHUNK)
-        ]
-    )
-
-
-def _density_coverage(generated: Tensor, reference: Tensor, neighbors: int) -> tuple[float, float]:
-    radii = nearest_radii(reference, neighbors)  # (M,)
-    num_inside = 0
-    nearest = torch.full_like(radii, math.inf)
-    for chunk in generated.split(CHUNK):
-        distances = calc_cdist_part(chunk, reference, CHUNK)  # (n, M)
-        num_inside += int((distances < radii).sum())
-        nearest = torch.minimum(nearest, distances.amin(dim=0))
-    coverage = (nearest < radii).double().mean().item()
-    return num_inside / (neighbors * len(generated)), coverage
 
 
 def _check_widths(a: Tensor, b: Tensor) -> None:

@@ -25,7 +25,13 @@ from scipy.stats import t as student
 from torch import Tensor
 from torch_fidelity.metric_prc import calc_cdist_part
 
-from lambda24.common.metrics.distances import FeatureStats, MomentAccumulator, nearest_radii
+from lambda24.common.metrics.balls import (
+    calibrated_coverage,
+    calibrated_density,
+    clipped_share,
+    real_balls,
+)
+from lambda24.common.metrics.distances import FeatureStats, MomentAccumulator
 
 CHUNK = 500  # rows of a distance matrix held at once
 
@@ -122,29 +128,50 @@ def manifold_without(
     neighbors: int,
     density_neighbors: int,
 ) -> Mapping[str, Tensor]:
-    """Precision, recall, density and coverage without each group, `(G,)` each, by name."""
-    balls = nearest_radii(reference, neighbors)  # (M,)
-    density_balls = nearest_radii(reference, density_neighbors)
+    """Precision, recall, density, coverage and their clipped forms without each group.
+
+    Returns:
+        `(G,)` each, by name.
+    """
+    balls = real_balls(reference, neighbors).radii  # (M,)
+    density_balls = real_balls(reference, density_neighbors)
     radii = _radii_without(generated, groups, neighbors)  # (N, G)
-    hits, inside, covered, recalled = [], [], [], []
-    for chunk, ball, density_ball in zip(
-        reference.split(CHUNK), balls.split(CHUNK), density_balls.split(CHUNK), strict=True
+    hits, inside, held, covered, recalled = [], [], [], [], []
+    for chunk, ball, density_ball, clipped in zip(
+        reference.split(CHUNK),
+        balls.split(CHUNK),
+        density_balls.radii.split(CHUNK),
+        density_balls.clipped.split(CHUNK),
+        strict=True,
     ):
         distances = calc_cdist_part(generated, chunk, CHUNK)  # (N, m)
         hits.append((distances <= ball).any(dim=1))
         is_dense = distances < density_ball
         inside.append(is_dense.sum(dim=1))
-        covered.append(_group_sums(is_dense.float(), groups) > 0)  # (G, m)
+        held.append((distances <= clipped).sum(dim=1))
+        covered.append(_group_sums(is_dense.float(), groups))  # (G, m)
         recalled.append(_reached(distances, radii))  # (m, G)
     kept = len(groups) - torch.bincount(groups)
     precise = _group_sums(torch.stack(hits).any(dim=0).double(), groups)
     dense = _group_sums(torch.stack(inside).sum(dim=0).double(), groups)
+    shares = clipped_share(torch.stack(held).sum(dim=0), density_neighbors)  # (N,)
+    share = _group_sums(shares, groups)
     by_group = torch.cat(covered, dim=1).long()  # (G, M)
+    found = by_group.sum(dim=0) - by_group  # generated images in each ball without the group
+    reached = clipped_share(found, density_neighbors).mean(dim=1).tolist()
+    counts = zip(reached, kept.tolist(), strict=True)
+    size = len(reference)
     return {
         "precision": (precise.sum() - precise) / kept,
         "recall": torch.cat(recalled).double().mean(dim=0),
         "density": (dense.sum() - dense) / (density_neighbors * kept),
-        "coverage": (by_group.sum(dim=0) > by_group).double().mean(dim=1),
+        "coverage": (found > 0).double().mean(dim=1),
+        "clipped_density": torch.tensor(
+            [calibrated_density(s, density_balls) for s in ((share.sum() - share) / kept).tolist()]
+        ),
+        "clipped_coverage": torch.tensor(
+            [calibrated_coverage(part, n, size, density_neighbors) for part, n in counts]
+        ),
     }
 
 

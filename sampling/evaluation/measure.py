@@ -1,8 +1,8 @@
 """Distances between a set of generated images and a set of real ones, with their protocol.
 
-FID, sFID, KID, Inception Score, precision, recall, density and coverage on one extractor's features
-(on DINOv2's, gFID is FD-DINOv2). A result without extractor, sample counts and reference means
-nothing, so they travel with it.
+FID, sFID, KID, Inception Score, precision, recall, density and coverage, clipped or not, on one
+extractor's features (on DINOv2's, gFID is FD-DINOv2). A result without extractor, sample counts and
+reference means nothing, so they travel with it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MetricsConfig:
         extractor: Inception for numbers to publish; efficientnet_lite0 works offline.
         batch_size: images whose features are extracted at once.
         neighbors: k of precision and recall.
-        density_neighbors: k of density and coverage.
+        density_neighbors: k of density and coverage, clipped or not.
         kid_subsets: number of random subsets of KID.
         kid_subset_size: images of a subset.
         max_reference: reference images that enter KID, precision, recall, density and coverage,
@@ -188,6 +188,8 @@ def compare_features(
         "recall": manifold.recall,
         "density": manifold.density,
         "coverage": manifold.coverage,
+        "clipped_density": manifold.clipped_density,
+        "clipped_coverage": manifold.clipped_coverage,
         "kid_mean": kernel.mean,
     }
     if generated.logits is not None:
@@ -207,6 +209,8 @@ def compare_features(
         recall=manifold.recall,
         density=manifold.density,
         coverage=manifold.coverage,
+        clipped_density=manifold.clipped_density,
+        clipped_coverage=manifold.clipped_coverage,
         kid_mean=kernel.mean,
         kid_std=kernel.std,
         errors=errors,
@@ -225,6 +229,7 @@ def compare_features(
                 "images": "uint8, rounded half up",
                 "inception_score": "one split, independent of the order",
                 "kid": "unbiased, cubic kernel, mean and standard deviation over subsets",
+                "clipped_density, clipped_coverage": "arXiv 2507.01761; the share of good images",
                 "sfid": "Fréchet distance of the first 7 channels of mixed_6/conv, 17 x 17",
                 "intervals": "95%, "
                 + (

@@ -72,12 +72,15 @@ class EvaluationRun:
 
     Args:
         reference: which part of the data the generated images are compared with.
+        without_guidance: of a guided evaluation, measure the same labels and seeds without guidance
+            too.
         out: result file; None writes `evaluation.json` next to the model.
     """
 
     data: DataConfig
     evaluation: EvaluationConfig
     reference: Literal["train", "eval"] = "train"
+    without_guidance: bool = True
     out: str | None = None
 
 
@@ -136,6 +139,14 @@ class GeneratorEvaluator:
             return compare_features(
                 generated, self._reference, self.extractor, config.metrics, protocol
             )
+
+    def measure_unguided(self, sampling: SamplingConfig | None) -> EvaluationResult | None:
+        """`measure` without the guidance of these settings; None if they have none."""
+        sampling = sampling or self.pipeline.sampling
+        scales = sampling.resolve(self.pipeline.generator.spec)
+        if all(scale.guidance_scale == 1 for scale in scales):
+            return None
+        return self.measure(replace(sampling, guidance_scale=1.0))
 
     def _protocol(self, sampling: SamplingConfig) -> dict[str, Any]:
         config, num_classes = self.config, self.pipeline.generator.num_classes

@@ -28,6 +28,8 @@ class EvaluationResult:
     recall: float
     density: float
     coverage: float
+    clipped_density: float
+    clipped_coverage: float
     kid_mean: float
     kid_std: float
     errors: dict[str, float]
@@ -42,8 +44,11 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvaluationResult:
-        """The inverse of `to_dict`, with NaN where a metric that is always there is None."""
-        plain = dict(data)
+        """The inverse of `to_dict`, with NaN where a metric that is always there is None.
+
+        Clipped density and coverage are NaN in results of versions that did not have them.
+        """
+        plain = {"clipped_density": None, "clipped_coverage": None, **data}
         for name in plain.keys() - {"sfid", "inception_score", "protocol"}:
             plain[name] = _or_nan(plain[name])
         return cls(**plain)
@@ -51,19 +56,6 @@ class EvaluationResult:
     def save(self, path: str | Path) -> None:
         """Writes JSON, atomically."""
         save_metrics(self.to_dict(), path)
-
-    def markdown(self, name: str) -> str:
-        """A table of one row, with extractor and counts; ± is half a 95% interval where known."""
-        extractor = self.protocol["extractor"]
-        cells = {
-            "model": name,
-            **self.cells(),
-            "extractor": f"{extractor['name']} ({extractor['resize']})",
-            "images": str(self.protocol["num_images"]),
-            "reference images": str(self.protocol["reference"]["num_images"]),
-        }
-        rows = (cells.keys(), ["---"] * len(cells), cells.values())
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def cells(self) -> dict[str, str]:
         """The metrics as they stand in tables, by heading."""
@@ -75,6 +67,8 @@ class EvaluationResult:
             "recall": self._cell("recall", ".3f"),
             "density": self._cell("density", ".3f"),
             "coverage": self._cell("coverage", ".3f"),
+            "clipped density": self._cell("clipped_density", ".3f"),
+            "clipped coverage": self._cell("clipped_coverage", ".3f"),
             "KID x 1000": self._cell("kid_mean", ".3f", factor=1000),
         }
 
@@ -86,6 +80,27 @@ class EvaluationResult:
         low, high = self.intervals.get(name, (math.nan, math.nan))
         half = factor * (high - low) / 2
         return f"{text} ± {format(half, form)}" if math.isfinite(half) else text
+
+
+def markdown(results: Mapping[str, EvaluationResult]) -> str:
+    """A table with a row for each named result, with extractor and counts.
+
+    ± is half a 95% interval where known.
+    """
+    rows: list[list[str]] = []
+    for name, result in results.items():
+        extractor = result.protocol["extractor"]
+        cells = {
+            "model": name,
+            **result.cells(),
+            "extractor": f"{extractor['name']} ({extractor['resize']})",
+            "images": str(result.protocol["num_images"]),
+            "reference images": str(result.protocol["reference"]["num_images"]),
+        }
+        if not rows:
+            rows += [list(cells), ["---"] * len(cells)]
+        rows.append(list(cells.values()))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _or_none(value: Any) -> Any:

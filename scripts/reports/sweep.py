@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = ("gFID", "IS", "precision", "recall", "density", "coverage", "KID x 1000")
+METRICS = (
+    "gFID",
+    "IS",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "clipped density",
+    "clipped coverage",
+    "KID x 1000",
+)
 NAMES = {
     "guidance_scale": "guidance",
     "top_k": "top-k",

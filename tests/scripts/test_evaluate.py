@@ -51,6 +51,23 @@ def test_evaluate_generator(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert result["protocol"]["sampling"]["guidance_scale"] == 1.5
     printed = capsys.readouterr().out
     assert f"| {result['gfid']:.2f} |" in printed
+    # The same seeds without guidance, on its own row and in the file.
+    plain = result["without_guidance"]
+    assert plain["protocol"]["sampling"]["guidance_scale"] == 1
+    assert plain["protocol"]["seeds"] == result["protocol"]["seeds"]
+    assert plain["gfid"] != result["gfid"]
+    row = next(line for line in printed.splitlines() if "the same without guidance" in line)
+    assert f"| {plain['gfid']:.2f} | - | " in row
+    evaluate_generator.main(
+        [str(folder), str(CONFIGS / "digits.yaml"), *overrides, "without_guidance=false"]
+    )
+    alone = json.loads((folder / "evaluation.json").read_text())
+    assert "without_guidance" not in alone
+    assert alone["gfid"] == result["gfid"]
+    evaluate_generator.main([str(folder), str(CONFIGS / "digits.yaml"), *overrides[:-1]])
+    unguided = json.loads((folder / "evaluation.json").read_text())
+    assert "without_guidance" not in unguided
+    assert unguided["gfid"] == plain["gfid"]
     assert "warning: 30 generated images for 1280 features" in printed
 
 

@@ -146,6 +146,7 @@ def test_manifold_metrics_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatc
     generated, real = normal(150, 6, seed=9), normal(130, 6, seed=10, shift=0.4)
     whole = manifold_metrics(generated, real)
     monkeypatch.setattr("lambda24.common.metrics.distances.CHUNK", 32)
+    monkeypatch.setattr("lambda24.common.metrics.balls.CHUNK", 32)
     assert manifold_metrics(generated, real) == whole
 
 

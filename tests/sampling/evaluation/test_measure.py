@@ -17,6 +17,7 @@ from lambda24.sampling.evaluation.measure import (
     compare_features,
     evaluate_images,
 )
+from lambda24.sampling.evaluation.result import markdown
 
 CONFIG = MetricsConfig(
     extractor=EfficientNetLite0Features(size=32),
@@ -59,6 +60,7 @@ def test_identical_sets_score_perfectly(digits: Tensor) -> None:
     result = evaluate_images(digits[:150], digits[:150], CONFIG)
     assert result.gfid == pytest.approx(0, abs=1e-3)
     assert (result.precision, result.recall, result.coverage) == (1, 1, 1)
+    assert (result.clipped_density, result.clipped_coverage) == (1, 1)
 
 
 def test_order_of_the_images_does_not_matter(digits: Tensor, same: EvaluationResult) -> None:
@@ -109,13 +111,14 @@ def test_bootstrap_errors_are_opt_in(digits: Tensor) -> None:
     result = evaluate_images(digits[:40], digits[40:80], config)
     assert result.errors["gfid"] > 0
     metrics = {"gfid", "inception_score", "precision", "recall", "density", "coverage", "kid_mean"}
+    metrics |= {"clipped_density", "clipped_coverage"}
     assert set(result.errors) == set(result.intervals) == metrics
     # Two groups: Student's t with one degree of freedom.
     low, high = result.intervals["gfid"]
     assert (high - low) / 2 == pytest.approx(12.706 * result.errors["gfid"], rel=1e-3)
     subsets = result.kid_std / math.sqrt(2)
     assert result.errors["kid_mean"] > subsets
-    assert f"| {result.gfid:.2f} ± {(high - low) / 2:.2f} | - |" in result.markdown("ours")
+    assert f"| {result.gfid:.2f} ± {(high - low) / 2:.2f} | - |" in markdown({"ours": result})
     assert "jackknife leaving out each of 2" in result.protocol["definitions"]["intervals"]
     with pytest.raises(ValueError, match="0 or at least 2, got 1"):
         from_dict(MetricsConfig, {"num_resamples": 1})
@@ -126,7 +129,11 @@ def test_json_and_markdown(same: EvaluationResult, tmp_path: Path) -> None:
     loaded = json.loads((tmp_path / "evaluation.json").read_text())
     assert loaded["gfid"] == same.gfid
     assert loaded["protocol"]["extractor"] == same.protocol["extractor"]
-    header, rule, row = same.markdown("ours").splitlines()
+    found = EvaluationResult.from_dict(loaded)
+    assert (found.clipped_density, found.kid_mean) == (same.clipped_density, same.kid_mean)
+    older = {name: value for name, value in loaded.items() if not name.startswith("clipped")}
+    assert math.isnan(EvaluationResult.from_dict(older).clipped_coverage)
+    header, rule, row = markdown({"ours": same}).splitlines()
     assert header.count("|") == rule.count("|") == row.count("|")
     assert row.startswith(f"| ours | {same.gfid:.2f} |")
     assert "efficientnet-lite0 (bilinear, antialiased, to 32)" in row
@@ -160,4 +167,4 @@ def test_sfid_is_the_distance_of_the_spatial_features(digits: Tensor) -> None:
     stats = [feature_stats(images[:, 0, 8].float()) for images in (generated, real)]
     assert result.sfid == pytest.approx(frechet_distance(*stats), rel=1e-6)
     assert result.sfid > result.gfid > 0
-    assert f"| {result.gfid:.2f} | {result.sfid:.2f} | - |" in result.markdown("ours")
+    assert f"| {result.gfid:.2f} | {result.sfid:.2f} | - |" in markdown({"ours": result})

@@ -239,7 +239,9 @@ def test_settings_that_are_not_swept_are_the_evaluations(pipeline: Pipeline) -> 
 
 def made_up(guidance: Any, top_k: float | None, gfid: float) -> SweepRow:
     values = dict.fromkeys(("sfid", "inception_score"))
-    numbers = dict.fromkeys(("density", "coverage", "kid_mean", "kid_std"), 0.5)
+    numbers = dict.fromkeys(
+        ("density", "coverage", "clipped_density", "clipped_coverage", "kid_mean", "kid_std"), 0.5
+    )
     result = evaluation.EvaluationResult(
         gfid=gfid,
         precision=gfid / 100,
