@@ -1,19 +1,19 @@
-"""KVCache: keys and values of the scales generated so far, preallocated for the whole pyramid.
+"""KVCache: keys and values of the steps generated so far, preallocated for the whole pyramid.
 
-The cache is passed to the generator's `forward`, which appends one whole scale a call; no module
-keeps a mode or a copy. What the labels do to the layers is kept beside, as it is the same for all
-scales. `first(n)` is a view of the leading images, which lets the sampler drop the
-unconditional half of a batch once guidance has ended.
+The cache is passed to the generator's `forward`, which appends one whole step (a scale, or a phase
+of one) a call; no module keeps a mode or a copy. What the labels do to the layers is kept beside,
+as it is the same for all steps. `first(n)` is a view of the leading images, which lets the sampler
+drop the unconditional half of a batch once guidance has ended.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from lambda24.tokenizer.tokens import TokenSpec
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class KVCache:
     """Slots for `num_layers` x (B, heads, L, head_dim) keys and values.
 
     Args:
-        spec: its scale boundaries are the only lengths the cache can have.
+        step_lengths: tokens of each step; their sums are the only lengths the cache can have.
         num_layers: attention layers.
         batch_size: images B.
         num_heads: heads a layer.
@@ -60,7 +60,7 @@ class KVCache:
 
     def __init__(
         self,
-        spec: TokenSpec,
+        step_lengths: Sequence[int],
         *,
         num_layers: int,
         batch_size: int,
@@ -69,17 +69,32 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (num_layers, batch_size, num_heads, spec.length, head_dim)
-        self.spec = spec
-        self.scale = 0
+        self.boundaries = (0, *itertools.accumulate(step_lengths))
+        self.step = 0
+        shape = (num_layers, batch_size, num_heads, self.boundaries[-1], head_dim)
         self.modulation: Modulation | None = None
         self._keys = torch.empty(shape, dtype=dtype, device=device)
         self._values = torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def length(self) -> int:
-        """Positions filled: a scale boundary."""
-        return self.spec.offsets[self.scale]
+        """Positions filled: a boundary of steps."""
+        return self.boundaries[self.step]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.boundaries) - 1
+
+    @property
+    def next_length(self) -> int:
+        """Tokens of the next step.
+
+        Raises:
+            ValueError: all steps are cached.
+        """
+        if self.step >= self.num_steps:
+            raise ValueError(f"the cache holds all {self.num_steps} steps, got one more")
+        return self.boundaries[self.step + 1] - self.length
 
     @property
     def batch_size(self) -> int:
@@ -95,22 +110,20 @@ class KVCache:
         return 2 * self._keys.numel() * self._keys.element_size()
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the next scale's keys and values (B, heads, n, head_dim) of one layer.
+        """Writes the next step's keys and values (B, heads, n, head_dim) of one layer.
 
         Returns:
             Views (B, heads, length + n, head_dim) of everything cached including these. The length
             itself moves in `advance`, once all layers have appended.
 
         Raises:
-            ValueError: all scales are cached, or the shape is not the next scale's.
+            ValueError: all steps are cached, or the shape is not the next step's.
         """
-        if self.scale >= self.spec.num_scales:
-            raise ValueError(f"the cache holds all {self.spec.num_scales} scales, got one more")
-        start, stop = self.length, self.spec.offsets[self.scale + 1]
+        start, stop = self.length, self.length + self.next_length
         slots = self._keys[layer, :, :, start:stop]
         if keys.shape != slots.shape or values.shape != slots.shape:
             raise ValueError(
-                f"keys and values of scale {self.scale} must be {tuple(slots.shape)}, "
+                f"keys and values of step {self.step} must be {tuple(slots.shape)}, "
                 f"got {tuple(keys.shape)} and {tuple(values.shape)}"
             )
         slots.copy_(keys)
@@ -118,12 +131,12 @@ class KVCache:
         return self._keys[layer, :, :, :stop], self._values[layer, :, :, :stop]
 
     def advance(self) -> None:
-        """Marks the next scale as cached."""
-        self.scale += 1
+        """Marks the next step as cached."""
+        self.step += 1
 
     def reset(self) -> None:
         """Empties the cache for another batch of the same size; memory stays."""
-        self.scale = 0
+        self.step = 0
         self.modulation = None
 
     def first(self, batch_size: int) -> KVCache:
@@ -135,7 +148,7 @@ class KVCache:
         if not 1 <= batch_size <= self.batch_size:
             raise ValueError(f"batch_size must be in [1, {self.batch_size}], got {batch_size}")
         view = KVCache.__new__(KVCache)
-        view.spec, view.scale = self.spec, self.scale
+        view.boundaries, view.step = self.boundaries, self.step
         view.modulation = None if self.modulation is None else self.modulation.first(batch_size)
         view._keys = self._keys[:, :batch_size]
         view._values = self._values[:, :batch_size]

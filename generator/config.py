@@ -16,6 +16,9 @@ class GeneratorConfig:
     `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma;
     VAR lowers the second with depth.
 
+    `phases` are the groups that each scale's tokens are drawn in (`generator.phases`), 1, 2 or 4 a
+    scale; empty is one.
+
     Raises:
         ValueError: sizes below 1 (the MLP's too), a width that the heads do not divide, a head that
             rope2d cannot split.
@@ -33,6 +36,7 @@ class GeneratorConfig:
     adaln: Literal["shared", "per_block"] = "per_block"
     qk_norm: bool = True
     drop_path: float = 0.0
+    phases: tuple[int, ...] = ()
     adaln_init: float = 1e-3
     gamma_init: float = 1e-3
 

@@ -1,7 +1,8 @@
-"""Who may attend to whom: a token sees its own scale and all coarser ones.
+"""Who may attend to whom: a token sees its own step and all earlier ones (a step is a scale, or a
+phase of one).
 
-Training over all scales at once needs this mask; step-by-step sampling with a KV cache does not
-(what is cached is coarser, and inside a scale attention is full). Dense boolean masks serve SDPA
+Training over all steps at once needs this mask; step-by-step sampling with a KV cache does not
+(what is cached is earlier, and inside a step attention is full). Dense boolean masks serve SDPA
 everywhere; on CUDA long pyramids use FlexAttention, which skips the empty blocks. The CUDA branch
 has not been run by the authors: no GPU was at hand.
 """
@@ -26,9 +27,8 @@ def scale_ids(spec: TokenSpec) -> Tensor:
     return torch.arange(spec.num_scales).repeat_interleave(lengths, output_size=spec.length)
 
 
-def block_causal_mask(spec: TokenSpec) -> Tensor:
-    """Boolean (L, L), rows are queries; True where attention is allowed."""
-    ids = scale_ids(spec)
+def block_causal_mask(ids: Tensor) -> Tensor:
+    """Boolean (L, L) of the steps `ids` (L,); rows are queries, True where attention is allowed."""
     return ids[:, None] >= ids[None, :]
 
 
@@ -39,13 +39,13 @@ def wants_flex_attention(spec: TokenSpec, device: torch.device) -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def flex_block_mask(spec: TokenSpec, device: torch.device) -> Any:
+def flex_block_mask(ids: Tensor) -> Any:
     """The same mask as a FlexAttention `BlockMask`. Not run on a GPU by the authors."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ids = scale_ids(spec).to(device)
+    length, device = len(ids), ids.device
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return ids[query] >= ids[key]
 
-    return create_block_mask(allowed, None, None, spec.length, spec.length, device=str(device))
+    return create_block_mask(allowed, None, None, length, length, device=str(device))

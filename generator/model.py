@@ -35,6 +35,7 @@ from lambda24.generator.masks import (
     scale_ids,
     wants_flex_attention,
 )
+from lambda24.generator.phases import drawing_steps, flat_positions, input_dim, step_ids
 from lambda24.tokenizer.tokens import TokenSpec
 
 
@@ -54,6 +55,7 @@ class NextScaleGenerator(PretrainedModel):
     rope: Tensor
     level_ids: Tensor
     mask: Tensor
+    step_ids: Tensor
 
     def __init__(
         self, config: GeneratorConfig, spec: TokenSpec, label_names: Sequence[str] = ()
@@ -72,7 +74,7 @@ class NextScaleGenerator(PretrainedModel):
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.start = _table(spec.scale_lengths[0], width)
         self.level_embedding = nn.Embedding(spec.num_scales, width)
-        self.input_projection = nn.Linear(spec.code_dim, width)
+        self.input_projection = nn.Linear(input_dim(spec, config.phases), width)
         self.input_projection.optimizer_role = "embedding"  # type: ignore[assignment]
         self.position_table: nn.Parameter | None = None
         if config.position == "learned":
@@ -83,7 +85,10 @@ class NextScaleGenerator(PretrainedModel):
             )
             self.register_buffer("rope", table, persistent=False)
         self.register_buffer("level_ids", scale_ids(spec), persistent=False)
-        self.register_buffer("mask", block_causal_mask(spec), persistent=False)
+        self.steps = drawing_steps(spec, config.phases)
+        ids = step_ids(spec, config.phases)
+        self.register_buffer("mask", block_causal_mask(ids), persistent=False)
+        self.register_buffer("step_ids", ids, persistent=False)
         self._flex_masks: dict[torch.device, Any] = {}
         shared = config.adaln == "shared"
         self.shared_adaln = nn.Linear(width, 6 * width) if shared else None
@@ -122,10 +127,11 @@ class NextScaleGenerator(PretrainedModel):
         """Hidden states (B, n, W), fp32, after the class-modulated final norm.
 
         Args:
-            inputs: (B, n, C), the latent so far on each scale's grid; all L positions without a
-                cache, exactly the next scale's with one. The first scale's values are not read.
+            inputs: (B, n, D), the latent so far on each scale's grid and, with phases, what they
+                have drawn around (`generator.phases`); all L positions without a cache, exactly
+                the next step's with one. The first scale's values are not read.
             labels: (B,) int64 in [0, num_classes]; num_classes is the null class.
-            cache: keys and values of the earlier scales; extended by this one.
+            cache: keys and values of the earlier steps; extended by this one.
             checkpoint_activations: gradients recompute what is inside blocks: less memory, more
                 time. Drop path draws the same again.
 
@@ -133,14 +139,14 @@ class NextScaleGenerator(PretrainedModel):
             ValueError: another length or channel count, or (on CPU, where looking costs nothing)
                 labels out of range.
         """
-        start, stop = self._span(inputs, labels, cache)
+        places = self._places(inputs, labels, cache)
         has_values = not (torch.compiler.is_compiling() or isinstance(labels, FakeTensor))
         if inputs.device.type == "cpu" and has_values:
             check_labels(labels, self.num_classes)
         modulation = self._modulation(labels, cache)
-        x = self._embed(inputs, modulation.condition, start)
-        rope = None if self.config.position == "learned" else self.rope[:, start:stop]
-        mask = None if cache is not None or self.spec.num_scales == 1 else self._mask()
+        x = self._embed(inputs, modulation.condition, places, is_first=not (cache and cache.step))
+        rope = None if self.config.position == "learned" else self.rope[:, places]
+        mask = None if cache is not None or len(self.steps) == 1 else self._mask()
         for layer, block in enumerate(self.blocks):
             extend = None if cache is None else partial(cache.append, layer)
             run: Callable[..., Tensor] = block
@@ -174,7 +180,7 @@ class NextScaleGenerator(PretrainedModel):
             autocast = torch.is_autocast_enabled(device.type)
             dtype = torch.get_autocast_dtype(device.type) if autocast else self.start.dtype
         return KVCache(
-            self.spec,
+            [len(step.positions) for step in self.steps],
             num_layers=self.config.depth,
             batch_size=batch_size,
             num_heads=self.config.num_heads,
@@ -198,23 +204,25 @@ class NextScaleGenerator(PretrainedModel):
             data["label_names"],
         )
 
-    def _span(self, inputs: Tensor, labels: Tensor, cache: KVCache | None) -> tuple[int, int]:
-        """Flat positions [start, stop) of this call; checks shapes."""
+    def _places(self, inputs: Tensor, labels: Tensor, cache: KVCache | None) -> Tensor | slice:
+        """Flat positions of this call; checks shapes."""
         spec = self.spec
-        start, stop = 0, spec.length
+        places: Tensor | slice = slice(spec.length)
+        length, what = spec.length, "all scales"
         if cache is not None:
-            if cache.scale >= spec.num_scales:
-                raise ValueError(f"the cache holds all {spec.num_scales} scales, got one more")
-            start, stop = cache.length, spec.offsets[cache.scale + 1]
-        expected = (labels.shape[0], stop - start, spec.code_dim)
+            length, what = cache.next_length, f"step {cache.step}"
+            step = self.steps[cache.step]
+            places = spec.scale_slice(step.scale)
+            if length < spec.scale_lengths[step.scale]:
+                places = flat_positions(spec, step).to(inputs.device)
+        expected = (labels.shape[0], length, self.input_projection.in_features)
         if tuple(inputs.shape) != expected:
-            what = "all scales" if cache is None else f"scale {cache.scale}"
             raise ValueError(
-                f"inputs of {what} must be (B, n, C) = {expected}, got {tuple(inputs.shape)}"
+                f"inputs of {what} must be (B, n, D) = {expected}, got {tuple(inputs.shape)}"
             )
         if cache is not None and cache.batch_size != labels.shape[0]:
             raise ValueError(f"the cache has batch {cache.batch_size}, labels {labels.shape[0]}")
-        return start, stop
+        return places
 
     def _modulation(self, labels: Tensor, cache: KVCache | None) -> Modulation:
         """What the labels do to each layer: once for all scales of a cache.
@@ -239,20 +247,21 @@ class NextScaleGenerator(PretrainedModel):
             cache.modulation = found
         return found
 
-    def _embed(self, inputs: Tensor, condition: Tensor, start: int) -> Tensor:
+    def _embed(
+        self, inputs: Tensor, condition: Tensor, places: Tensor | slice, *, is_first: bool
+    ) -> Tensor:
         """Token, level and (VAR) position embeddings (B, n, W), computed in the weights' dtype."""
-        stop = start + inputs.shape[1]
         first = self.spec.scale_lengths[0]
         with torch.autocast(inputs.device.type, enabled=False):
             parts = []
-            if start == 0:
+            if is_first:
                 parts.append(condition[:, None] + self.start)
                 inputs = inputs[:, first:]
             if inputs.shape[1]:
                 parts.append(self.input_projection(inputs.to(self.start.dtype)))
-            added = self.level_embedding(self.level_ids[start:stop])
+            added = self.level_embedding(self.level_ids[places])
             if self.position_table is not None:
-                added = added + self.position_table[start:stop]
+                added = added + self.position_table[places]
             return torch.cat(parts, dim=1) + added
 
     def _mask(self) -> Any:
@@ -260,7 +269,7 @@ class NextScaleGenerator(PretrainedModel):
         if not wants_flex_attention(self.spec, device):
             return self.mask
         if device not in self._flex_masks:
-            self._flex_masks[device] = flex_block_mask(self.spec, device)
+            self._flex_masks[device] = flex_block_mask(self.step_ids)
         return self._flex_masks[device]
 
 

@@ -25,6 +25,7 @@ from lambda24.generator.blocks import Block
 from lambda24.generator.heads import TokenLoss
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.objective import accuracies, check_limits, scale_weights
+from lambda24.generator.phases import teacher_forcing_inputs
 from lambda24.generator.self_correction import SelfCorrection
 from lambda24.generator.settings import GeneratorTrainingConfig, check_classes, check_tokenizer
 from lambda24.tokenizer import ImageTokenizer, TokenPyramid
@@ -212,19 +213,22 @@ class GeneratorTask(Task):
         self.ema.average.save_pretrained(folder / NextScaleGenerator.folder_name)
         self.image_tokenizer.save_pretrained(folder / ImageTokenizer.folder_name)
 
+    def _inputs(self, tokens: TokenPyramid) -> Tensor:
+        return teacher_forcing_inputs(self.image_tokenizer, tokens, self.config.model.phases)
+
     def _tokenize(self, images: Tensor) -> tuple[TokenPyramid, Tensor]:
         with self.accelerator.autocast():
             tokens = self.image_tokenizer.encode(images)
-        return tokens, self.image_tokenizer.next_scale_inputs(tokens)
+        return tokens, self._inputs(tokens)
 
     def _batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         if batch.tokens is not None:
             tokens = TokenPyramid(batch.tokens, self.generator.spec)
-            inputs = self.image_tokenizer.next_scale_inputs(tokens)
+            inputs = self._inputs(tokens)
         elif self.self_correction is not None:
             with self.accelerator.autocast():
                 tokens, history = self.self_correction.encode(batch)
-            inputs = self.image_tokenizer.next_scale_inputs(history)
+            inputs = self._inputs(history)
         else:
             tokens, inputs = self._tokenize(batch.images)
         return self._losses(self.model, inputs, self._drop_labels(batch), tokens)

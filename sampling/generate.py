@@ -1,8 +1,8 @@
 """The next-scale loop: labels and seeds in, tokens and images out.
 
-One step a scale: transformer over the new scale's positions (conditional and unconditional images
-stacked in one batch), guided distribution -> tempered -> top-k -> top-p -> min-p -> drawn,
-tokenizer's sum extended.
+One step a scale, or a phase of one: transformer over the new positions (conditional and
+unconditional images stacked in one batch), guided distribution -> tempered -> top-k -> top-p ->
+min-p -> drawn. After a scale's last step the tokenizer's sum is extended.
 
 Shapes: B images, S scales, n_k tokens of scale k, R uniforms a draw, G codebooks of a token.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lambda24.generator.heads import Head
 from lambda24.generator.model import NextScaleGenerator, check_labels
+from lambda24.generator.phases import place_step, step_inputs
 from lambda24.sampling.guidance import num_paired_scales
 from lambda24.sampling.logits import Candidates, best_candidates, min_p, top_p
 from lambda24.sampling.low_precision import cast_generator
@@ -32,7 +33,8 @@ from lambda24.tokenizer.tokens import TokenPyramid, TokenSpec
 # larger ones glibc maps fresh pages every time.
 MAX_LOGITS = 1 << 23
 
-# Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with.
+# Given the state before a scale and the tokens (B, n_k, G) drawn for it, those to go on with. With
+# phases it is asked after each; tokens of later ones are zeros yet.
 Revise = Callable[[PyramidState, Tensor], Tensor]
 
 
@@ -139,17 +141,20 @@ def _scales(
     for k, setting in enumerate(settings):
         if k == paired > 0:  # guidance has ended: drop the unconditional half
             conditions, cache = labels, cache.first(batch)
-        inputs = state.next_inputs
-        assert inputs is not None
         copies = len(conditions) // batch
-        hidden = generator(inputs.repeat(copies, 1, 1), conditions, cache)
-        if not hidden.isfinite().all():
-            raise ValueError(f"the generator's output at scale {k} is not finite")
-        hidden = rearrange(hidden, "(c b) n w -> c (b n) w", c=copies)
-        rows = _draw(generator.head, hidden, setting, uniforms, batch, generator.spec)
-        tokens = rearrange(rows, "(b n) g -> b n g", b=batch)
-        if revise is not None:
-            tokens = revise(state, tokens)
+        tokens: Tensor | None = None
+        for step in (step for step in generator.steps if step.scale == k):
+            inputs = step_inputs(image_tokenizer, state, tokens, step, generator.config.phases)
+            hidden = generator(inputs.repeat(copies, 1, 1), conditions, cache)
+            if not hidden.isfinite().all():
+                raise ValueError(f"the generator's output at scale {k} is not finite")
+            hidden = rearrange(hidden, "(c b) n w -> c (b n) w", c=copies)
+            rows = _draw(generator.head, hidden, setting, uniforms, batch, generator.spec)
+            drawn = rearrange(rows, "(b n) g -> b n g", b=batch)
+            tokens = place_step(tokens, drawn, step, generator.spec)
+            if revise is not None:
+                tokens = revise(state, tokens)
+        assert tokens is not None
         state = image_tokenizer.accumulate(state, tokens)
         yield tokens, state
 

@@ -27,6 +27,12 @@ from tqdm import tqdm
 from lambda24.common.images import from_uint8, to_uint8
 from lambda24.common.training.checkpoint import PretrainedModel, state_digest
 from lambda24.generator.model import NextScaleGenerator
+from lambda24.generator.phases import (
+    flat_positions,
+    place_step,
+    step_inputs,
+    teacher_forcing_inputs,
+)
 from lambda24.sampling.generate import check_specs
 from lambda24.tokenizer.codec.container import (
     DIGEST_BYTES,
@@ -262,8 +268,8 @@ class ImageCodec:
         costs = []
         for part in tokens.split(batch_size):
             pyramid = TokenPyramid(part.to(generator.device), spec)
-            *states, _ = self._pyramid.states(pyramid)
-            inputs = torch.cat([s.next_inputs for s in states if s.next_inputs is not None], 1)
+            phases = generator.config.phases
+            inputs = teacher_forcing_inputs(self.image_tokenizer, pyramid, phases)
             rows = []
             for label in range(self.num_classes + 1):
                 chosen = torch.full((len(part),), label, device=generator.device)
@@ -327,21 +333,27 @@ class ImageCodec:
         states = [
             self._pyramid.initial_state(len(part), device, dtype=torch.float64) for part in parts
         ]
-        scales = []
-        for k in range(spec.num_scales):
-            own = None if tokens is None else tokens[:, spec.scale_slice(k)].split(batch_size)
-            rows = []
+        found: list[Tensor | None] = [None] * len(parts)  # of the scale at hand
+        scales: list[Tensor] = []
+        for step, following in zip(generator.steps, (*generator.steps[1:], None), strict=True):
+            known = None if tokens is None else tokens[:, flat_positions(spec, step)]
+            own = None if known is None else known.split(batch_size)
             for i, part in enumerate(parts):
-                inputs = states[i].next_inputs
-                assert inputs is not None
+                inputs = step_inputs(
+                    self.image_tokenizer, states[i], found[i], step, generator.config.phases
+                )
                 hidden = generator(inputs, part.to(device), caches[i])
-                found = [
+                coded = [
                     self._code_image(coder, row, None if own is None else own[i][n])
                     for n, row in enumerate(hidden)
                 ]
-                rows.append(torch.stack(found))
-                states[i] = self._pyramid.accumulate(states[i], rows[-1].to(device))
-            scales.append(torch.cat(rows).cpu())
+                placed = place_step(found[i], torch.stack(coded).to(device), step, spec)
+                found[i] = placed
+                if following is None or following.scale > step.scale:
+                    states[i] = self._pyramid.accumulate(states[i], placed)
+            if following is None or following.scale > step.scale:
+                scales.append(torch.cat([part for part in found if part is not None]).cpu())
+                found = [None] * len(parts)
         return torch.cat(scales, dim=1)
 
     def _code_image(self, coder: Coder, hidden: Tensor, tokens: Tensor | None) -> Tensor:

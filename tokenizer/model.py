@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -168,6 +169,20 @@ class ImageTokenizer(PretrainedModel):
         self._check_tokens(tokens)
         inputs = [state.next_inputs for state in self.pyramid.states(tokens)]
         return torch.cat([scale for scale in inputs if scale is not None], dim=1)
+
+    def states(self, tokens: TokenPyramid) -> Iterator[PyramidState]:
+        """The state before the first scale and after each one.
+
+        Raises:
+            ValueError: tokens of another spec.
+        """
+        self._check_tokens(tokens)
+        return self.pyramid.states(tokens)
+
+    @torch.no_grad()
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Codes (B, n, C) of tokens (B, n, G), as the quantizer has them."""
+        return self.pyramid.leaf.decode(tokens)
 
     def initial_state(self, batch_size: int) -> PyramidState:
         """The state of `batch_size` images before their first scale."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from lambda24.common.optim.build import parameter_roles
 from lambda24.generator.blocks import Attention, Block, DropPath, FeedForward, attend
 from lambda24.generator.cpu_forms.adaln import modulate
-from lambda24.generator.masks import block_causal_mask
+from lambda24.generator.masks import block_causal_mask, scale_ids
 from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
@@ -16,7 +16,7 @@ SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
 @pytest.mark.parametrize("masked", [True, False])
 def test_bf16_training_attention_agrees_with_the_fused_kernel(masked: bool):
     q, k, v = torch.randn(3, 2, 2, SPEC.length, 8)
-    mask = block_causal_mask(SPEC) if masked else None
+    mask = block_causal_mask(scale_ids(SPEC)) if masked else None
     expected = attend(q, k, v, mask, 0.7)
     halves = [part.bfloat16().requires_grad_() for part in (q, k, v)]
     out = attend(*halves, mask, 0.7)

@@ -10,7 +10,7 @@ SPEC = TokenSpec(scales=(1, 2), codebook_sizes=(8,), code_dim=4, latent_size=2)
 
 
 def make(batch_size: int = 3) -> KVCache:
-    return KVCache(SPEC, num_layers=2, batch_size=batch_size, num_heads=2, head_dim=4)
+    return KVCache(SPEC.scale_lengths, num_layers=2, batch_size=batch_size, num_heads=2, head_dim=4)
 
 
 def test_append_returns_everything_so_far_and_advance_moves_the_length():
@@ -51,9 +51,9 @@ def test_memory_is_layers_x_batch_x_width_x_length():
 
 def test_wrong_length_and_overflow_raise():
     cache = make()
-    with pytest.raises(ValueError, match=r"scale 0 must be \(3, 2, 1, 4\), got \(3, 2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"step 0 must be \(3, 2, 1, 4\), got \(3, 2, 4, 4\)"):
         cache.append(0, torch.zeros(3, 2, 4, 4), torch.zeros(3, 2, 4, 4))
     cache.advance()
     cache.advance()
-    with pytest.raises(ValueError, match="all 2 scales"):
+    with pytest.raises(ValueError, match="all 2 steps"):
         cache.append(0, torch.zeros(3, 2, 1, 4), torch.zeros(3, 2, 1, 4))

@@ -13,7 +13,7 @@ def test_scale_ids_count_each_scale():
 
 
 def test_mask_is_full_inside_a_scale_and_causal_between():
-    mask = block_causal_mask(SPEC)
+    mask = block_causal_mask(scale_ids(SPEC))
     assert mask.dtype == torch.bool
     for query in range(SPEC.length):
         own = next(k for k in range(3) if query < SPEC.offsets[k + 1])

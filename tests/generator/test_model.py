@@ -212,7 +212,7 @@ def test_bad_calls_name_both_shapes():
     with pytest.raises(ValueError, match=r"got \[-1, 1\]"):
         model(inputs, torch.tensor([0, -1, 1]))
     cache = model.make_cache(3)
-    with pytest.raises(ValueError, match=r"scale 0 must be \(B, n, C\) = \(3, 1, 6\)"):
+    with pytest.raises(ValueError, match=r"step 0 must be \(B, n, D\) = \(3, 1, 6\)"):
         model(inputs, labels, cache)
     with pytest.raises(ValueError, match="cache has batch 3, labels 2"):
         model(inputs[:2, :1], labels[:2], cache)
