@@ -1,8 +1,9 @@
 """Both stages, samples and metrics in one command: `python scripts/quickstart.py`.
 
 Trains a tokenizer and a generator on scikit-learn's handwritten digits (or `--data`), draws a grid
-of each class, and measures reconstructions and samples. The budget is minutes, not steps: some
-timed steps of each stage decide how many fit, so a slower machine trains less, not longer.
+of each class, and measures reconstructions, samples and how much was learned by heart. The budget
+is minutes, not steps: some timed steps of each stage decide how many fit, so a slower machine
+trains less, not longer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,33 +24,61 @@ from PIL import Image
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
+from lambda24.common.data.augmentation import AugmentConfig
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
-from lambda24.common.images import from_pil, from_uint8, make_grid, save_image, to_uint8
-from lambda24.common.metrics.extractors import EfficientNetLite0Features
+from lambda24.common.images import from_uint8, make_grid, save_image, to_uint8
 from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.metrics.reference import spread
+from lambda24.common.training.best import BestWeights
 from lambda24.common.training.loop import Task, fit
 from lambda24.common.training.tracking import RunFolder
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.generator.task import GeneratorTask
 from lambda24.sampling import Pipeline, SamplingConfig
-from lambda24.sampling.evaluation.classifier import label_accuracy, train_classifier
-from lambda24.sampling.evaluation.measure import MetricsConfig, evaluate_images
 from lambda24.sampling.preview import draw_classes
+from lambda24.scripts.reports.quickstart_report import measure, report
 from lambda24.tokenizer import ImageTokenizer
-from lambda24.tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer
 from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SAMPLING = SamplingConfig(guidance_scale=1.5)
-IMAGES_PER_CLASS = 50
-MAX_REFERENCE = 5_000
+FEW_IMAGES = 1_000
+"""Training images below which a run warns that they are learned by heart."""
+SMALL_SIDE = 48
+"""Images of a median shorter side up to this are trained on at 32 pixels, others at 64."""
 TIMED_STEPS, MIN_STEPS = 12, 10
-FIRST_SEED = 1_000
-"""Seeds of the measured images; the grids that training draws use small seeds."""
 
 
 Config = TypeVar("Config", TokenizerTrainingConfig, GeneratorTrainingConfig)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The two configs that suit some data, with its path in them."""
+
+    tokenizer: TokenizerTrainingConfig
+    generator: GeneratorTrainingConfig
+
+    @classmethod
+    def named(cls, name: str, path: str) -> Recipe:
+        """The files of this name; other data than theirs has their size, crops and moves alone."""
+        tokenizer = load_config(TokenizerTrainingConfig, CONFIGS / "tokenizer" / f"{name}.yaml")
+        generator = load_config(GeneratorTrainingConfig, CONFIGS / "generator" / f"{name}.yaml")
+        data = tokenizer.data
+        if path != data.path:
+            moves = AugmentConfig(rotation=5.0, shift=0.05, scale=0.1)
+            data = DataConfig(path=path, image_size=data.image_size, augment=moves)
+        return cls(replace(tokenizer, data=data), replace(generator, data=data))
+
+    @classmethod
+    def for_data(cls, path: str) -> Recipe:
+        """30 tokens for digits; 103 for other images, which show more, at 32 or 64 pixels."""
+        if path == "digits":
+            return cls.named("digits_leech", path)
+        images = load_dataset(DataConfig(path=path), train=True)
+        sides = [min(images.original_size(k)) for k in spread(len(images), min(64, len(images)))]
+        is_small = sorted(sides)[len(sides) // 2] <= SMALL_SIDE
+        return cls.named("cifar10_leech" if is_small else "imagenet64_sample_leech", path)
 
 
 @dataclass(frozen=True)
@@ -83,53 +113,65 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def run(path: str, budget: Budget, out: Path) -> dict[str, Any]:
     """The whole path from images to metrics; see `main`."""
     start = time.perf_counter()
-    data = DataConfig(path=path)
+    recipe = Recipe.for_data(path)
+    data = recipe.tokenizer.data
     train, held_out = load_dataset(data, train=True), load_dataset(data, train=False)
-    print(f"{path}: {len(train)} training and {len(held_out)} held-out images", flush=True)
+    size = data.image_size
+    print(f"{path}: {len(train)} training and {len(held_out)} held-out images, {size} x {size}")
+    if len(train) < FEW_IMAGES:
+        print(
+            f"warning: {len(train)} training images are few: below about {FEW_IMAGES} a generator "
+            "learns them by heart; see the nats on held-out images below"
+        )
 
     say("Stage 1: the tokenizer learns to write an image as Leech lattice codes")
-    image_tokenizer = train_stage_1(data, train, held_out, budget, out)
+    image_tokenizer = train_stage_1(recipe.tokenizer, train, held_out, budget, out)
     say("Stage 2: the generator learns to predict the codes, coarse to fine")
-    train_stage_2(data, train, held_out, image_tokenizer, budget, out)
+    nats = train_stage_2(recipe.generator, train, held_out, image_tokenizer, budget, out)
 
     say("Samples and metrics")
     pipeline = Pipeline.from_pretrained(out / "model")
     grid = draw_classes(pipeline.generator, pipeline.image_tokenizer, config=SAMPLING)
     save_image(grid, out / "samples.png")
     save_image(reconstruction_grid(image_tokenizer, held_out), out / "reconstructions.png")
-    metrics = measure(pipeline, train, held_out)
+    metrics = nats | measure(pipeline, train, held_out)
     metrics["seconds"] = time.perf_counter() - start
     save_metrics(metrics, out / "metrics.json")
-    report(metrics, out)
+    report(metrics, out, train.label_names)
     return metrics
 
 
 def train_stage_1(
-    data: DataConfig, train: ImageDataset, held_out: ImageDataset, budget: Budget, out: Path
+    config: TokenizerTrainingConfig,
+    train: ImageDataset,
+    held_out: ImageDataset,
+    budget: Budget,
+    out: Path,
 ) -> ImageTokenizer:
     """Trains and loads the tokenizer."""
     folder = out / "stage_1"
-    config = load_config(TokenizerTrainingConfig, CONFIGS / "tokenizer" / "digits_leech.yaml")
-    config = replace(config, data=data, run=str(folder))
+    config = replace(config, run=str(folder))
     seconds = budget.seconds(budget.tokenizer_share)
     fit_in(seconds, config, lambda config: TokenizerTask(config, held_out), train)
     return ImageTokenizer.from_pretrained(folder)
 
 
 def train_stage_2(
-    data: DataConfig,
+    config: GeneratorTrainingConfig,
     train: ImageDataset,
     held_out: ImageDataset,
     image_tokenizer: ImageTokenizer,
     budget: Budget,
     out: Path,
-) -> None:
-    """Trains the generator and writes the pipeline into `out`."""
+) -> dict[str, Any]:
+    """Trains the generator and writes a pipeline of its best weights into `out`.
+
+    Returns:
+        Nats per token of these weights on training and held-out images, and of a uniform draw.
+    """
     folder = out / "stage_2"
-    config = load_config(GeneratorTrainingConfig, CONFIGS / "generator" / "digits_leech.yaml")
     config = replace(
         config,
-        data=data,
         run=str(folder),
         tokenizer=str(out / "stage_1"),
         model=replace(config.model, num_classes=train.num_classes),
@@ -147,8 +189,24 @@ def train_stage_2(
         ),
         train,
     )
-    pipeline = Pipeline.from_pretrained(folder)
+    best = BestWeights(folder, "nll")
+    assert best.found is not None
+    step = best.found["step"]
+    pipeline = Pipeline.from_pretrained(best.path(step))
     Pipeline(pipeline.image_tokenizer, pipeline.generator, SAMPLING).save_pretrained(out / "model")
+    rows = [row for row in RunFolder(folder).metrics() if "eval/nll" in row]
+    chosen = next(row for row in rows if row["step"] == step)
+    return {
+        "held_out_nll": chosen["eval/nll"],
+        "train_nll": chosen["eval/train_nll"],
+        "uniform_nll": sum(map(math.log, image_tokenizer.spec.codebook_sizes)),
+        "step": step,
+        "last": {
+            "held_out_nll": rows[-1]["eval/nll"],
+            "train_nll": rows[-1]["eval/train_nll"],
+            "step": rows[-1]["step"],
+        },
+    }
 
 
 def fit_in(
@@ -209,62 +267,6 @@ def reconstruction_grid(image_tokenizer: ImageTokenizer, data: ImageDataset) -> 
     reconstructions = to_uint8(image_tokenizer.decode(image_tokenizer.encode(from_uint8(images))))
     rows = zip(images.split(8), reconstructions.split(8), strict=True)
     return make_grid(torch.cat([half for row in rows for half in row]), columns=8)
-
-
-def measure(pipeline: Pipeline, train: ImageDataset, held_out: ImageDataset) -> dict[str, Any]:
-    """Reconstruction and generation metrics, with EfficientNet-Lite0 as feature extractor."""
-    extractor = EfficientNetLite0Features()
-    reconstruction = evaluate_tokenizer(
-        pipeline.image_tokenizer, held_out, TokenizerEvaluationConfig(extractor=extractor)
-    )
-    labels = torch.arange(train.num_classes).repeat_interleave(IMAGES_PER_CLASS)
-    seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
-    images = pipeline(labels.tolist(), seeds, batch_size=100, progress=True)
-    generated = from_pil(images)
-    # Of every class: folders are sorted.
-    chosen = spread(len(train), min(len(train), MAX_REFERENCE))
-    real = train.images_uint8(chosen)
-    subset = min(100, len(generated), len(real))
-    quality = evaluate_images(
-        generated, real, MetricsConfig(extractor=extractor, kid_subsets=20, kid_subset_size=subset)
-    )
-    classifier = train_classifier(real, train.labels[chosen])
-    checked = spread(len(held_out), min(len(held_out), MAX_REFERENCE))
-    checked_images = held_out.images_uint8(checked)
-    return {
-        "psnr": reconstruction.psnr,
-        "rfid": reconstruction.rfid,
-        "gfid": quality.gfid,
-        "inception_score": quality.inception_score,
-        "precision": quality.precision,
-        "recall": quality.recall,
-        "label_accuracy": label_accuracy(classifier, generated, labels),
-        "classifier_accuracy": label_accuracy(classifier, checked_images, held_out.labels[checked]),
-        "bits_per_image": reconstruction.bits_per_image,
-        "protocol": {"reconstruction": reconstruction.protocol, "generation": quality.protocol},
-    }
-
-
-def report(metrics: dict[str, Any], out: Path) -> None:
-    """Prints the table and where everything is."""
-    rows = {
-        "reconstruction PSNR (held-out)": f"{metrics['psnr']:.2f} dB",
-        "reconstruction FID (rFID)": f"{metrics['rfid']:.2f}",
-        "bits per image": f"{metrics['bits_per_image']:.0f}",
-        "generation FID (gFID)": f"{metrics['gfid']:.2f}",
-        "Inception Score": f"{metrics['inception_score']:.2f}",
-        "precision / recall": f"{metrics['precision']:.3f} / {metrics['recall']:.3f}",
-        "generated images recognised as their label": f"{metrics['label_accuracy']:.1%}",
-        "the same classifier on held-out real images": f"{metrics['classifier_accuracy']:.1%}",
-        "total time": f"{metrics['seconds']:.0f} s",
-    }
-    width = max(map(len, rows))
-    print("\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
-    print("FID, IS, precision and recall use EfficientNet-Lite0 features: not comparable with")
-    print("published Inception numbers. Everything is in:")
-    for name in ("samples.png", "reconstructions.png", "metrics.json", "model"):
-        print(f"  {out / name}")
-    print(f"More: python scripts/sample.py {out / 'model'} --labels 0,1 --seeds 0:8 --out more.png")
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from lambda24.common.config import config_class
 from lambda24.common.data.batches import uniform_from_keys
 
-AFFINE_STREAM, BEND_STREAM = -5, -6
+AFFINE_STREAM, BEND_STREAM, CHOICE_STREAM = -5, -6, -7
 
 
 @config_class
@@ -26,6 +26,7 @@ class AugmentConfig:
     """How far training images are moved; each strength is drawn evenly from both directions.
 
     Args:
+        probability: share of the images that are moved; the others stay as they are.
         rotation: up to so many degrees.
         shift: up to this part of the image's side, down and to the right each.
         scale: sizes from 1 / (1 + scale) to 1 + scale, evenly in their logarithm.
@@ -34,6 +35,7 @@ class AugmentConfig:
         elastic_cells: cells a side of the bend's control grid: more make it finer.
     """
 
+    probability: Annotated[float, Field(ge=0, le=1)] = 1.0
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     shift: Annotated[float, Field(ge=0, le=1)] = 0.0
     scale: Annotated[float, Field(ge=0, le=9)] = 0.0
@@ -43,7 +45,7 @@ class AugmentConfig:
 
 
 def augment(images: Tensor, keys: Tensor, config: AugmentConfig) -> Tensor:
-    """Images, each moved and bent as its key says.
+    """Images, each moved and bent, or left alone, as its key says.
 
     With positions in [-1, 1] from the middle, x to the right and y down, the pixel at p takes the
     value at M (p - t) + d(p): the inverse M turns, then scales, then shears, t shifts, and d is the
@@ -58,7 +60,9 @@ def augment(images: Tensor, keys: Tensor, config: AugmentConfig) -> Tensor:
     """
     places = source_places(keys, images.shape[-1], config)
     moved = F.grid_sample(images.float(), places, padding_mode="border", align_corners=False)
-    return (moved + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    rounded = (moved + 0.5).floor().clamp(0, 255).to(torch.uint8)
+    chosen = uniform_from_keys(keys, CHOICE_STREAM) < config.probability
+    return torch.where(chosen[:, None, None, None], rounded, images)
 
 
 def source_places(keys: Tensor, side: int, config: AugmentConfig) -> Tensor:

@@ -232,6 +232,11 @@ class ImageDataset(Dataset[Sample]):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self._images(chosen.tolist(), [None] * len(chosen))
 
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image before it is resized and cut."""
+        row = int(self._rows[self._stand_ins.get(index, index)])
+        return self._table.image(row).size
+
     def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
         """Augmented samples of one batch, from their keys `(B,)`; runs in the workers."""
         images = self._cut.vary(self._images(indices, self._cut.corners(keys)), keys)

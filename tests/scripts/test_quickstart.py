@@ -1,19 +1,25 @@
 """The quickstart on a small folder of class folders, from images to metrics.json."""
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lambda24.common.config import load_config, save_config
+from lambda24.common.data.dataset import DataConfig, load_dataset
 from lambda24.common.training.loop import LoopConfig
 from lambda24.sampling import Pipeline
 from lambda24.scripts import quickstart
+from lambda24.scripts.reports import quickstart_report
 from lambda24.tokenizer.task import TokenizerTrainingConfig
+from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
 @pytest.fixture
@@ -34,33 +40,104 @@ def test_a_folder_of_images_becomes_a_measured_pipeline(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(quickstart, "IMAGES_PER_CLASS", 8)
+    monkeypatch.setattr(quickstart_report, "NUM_SAMPLES", 16)
     monkeypatch.setattr(quickstart, "TIMED_STEPS", 4)
     monkeypatch.setattr(quickstart, "MIN_STEPS", 4)
-    monkeypatch.setattr(quickstart, "MAX_REFERENCE", 16)  # half of the images, but of both classes
+    monkeypatch.setattr(quickstart_report, "MAX_REFERENCE", 16)  # half, but of both classes
     out = tmp_path / "out"
     quickstart.main(["--data", str(folder), "--minutes", "0.05", "--out", str(out)])
     metrics = json.loads((out / "metrics.json").read_text())
-    required = [
-        "psnr",
-        "rfid",
-        "gfid",
-        "inception_score",
-        "precision",
-        "recall",
-        "label_accuracy",
-        "seconds",
-    ]
-    assert all(isinstance(metrics[name], float) for name in required)
+    for name in ("psnr", "rfid", "seconds", "train_nll", "held_out_nll"):
+        assert isinstance(metrics[name], float), name
+    for row in (metrics, metrics["without_guidance"]):
+        for name in ("gfid", "inception_score", "recall", "clipped_coverage", "label_accuracy"):
+            assert isinstance(row[name], float), name
+        assert row["memorization"]["samples"] > 0
+    assert metrics["uniform_nll"] == pytest.approx(math.log(196_560))
     assert metrics["classifier_accuracy"] == 1.0
     assert Image.open(out / "samples.png").width > 500
     assert Image.open(out / "reconstructions.png").height > 100
     pipeline = Pipeline.from_pretrained(out / "model")
     assert pipeline.label_names == ("bright", "dark")
     assert pipeline.sampling == quickstart.SAMPLING
-    assert str(out / "samples.png") in capsys.readouterr().out
+    best = next((out / "stage_2" / "best").iterdir())  # the weights of the model
+    kept = (best / "generator" / "model.safetensors").read_bytes()
+    assert (out / "model" / "generator" / "model.safetensors").read_bytes() == kept
+    assert best.name == f"step_{metrics['step']:06d}"
+    evaluated = [json.loads(line) for line in (out / "stage_2" / "metrics.jsonl").open()]
+    shown = next(row for row in evaluated if row["step"] == metrics["step"] and "eval/nll" in row)
+    assert (shown["eval/nll"], shown["eval/train_nll"]) == (
+        metrics["held_out_nll"],
+        metrics["train_nll"],
+    )
+    printed = capsys.readouterr().out
+    assert "warning: 32 training images are few: below about 1000" in printed
+    assert f"{metrics['train_nll']:.2f} training, {metrics['held_out_nll']:.2f} held out" in printed
+    assert "--labels bright,dark" in printed
+    assert str(out / "samples.png") in printed
     with pytest.raises(SystemExit):  # never overwrites a finished run
         quickstart.main(["--out", str(out)])
+
+
+def test_the_data_choose_the_tokenizer(tmp_path: Path) -> None:
+    digits = quickstart.Recipe.for_data("digits")
+    assert digits.tokenizer.model.pyramid.scales == (1, 2, 3, 4)
+    assert digits.tokenizer.data == digits.generator.data
+    assert digits.tokenizer.data.augment is not None
+    for side, size in ((28, 32), (200, 64)):
+        folder = tmp_path / str(side)
+        for name in ("a", "b"):
+            (folder / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (side, side + 40 * number)).save(folder / name / f"{number}.png")
+        recipe = quickstart.Recipe.for_data(str(folder))
+        for stage in (recipe.tokenizer, recipe.generator):
+            assert (stage.data.path, stage.data.image_size) == (str(folder), size)
+            assert not stage.data.flip
+            assert stage.data.augment is not None
+        assert recipe.tokenizer.model.image_size == size
+        assert sum(side**2 for side in recipe.tokenizer.model.pyramid.scales) > 90
+
+
+def test_a_poor_classifier_says_nothing_of_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of labels that pixels do not show, and of a single class there is no accuracy."""
+    data = DataConfig(image_size=16, max_images=60)
+    train, held_out = load_dataset(data, train=True), load_dataset(data, train=False)
+    pipeline = tiny_pipeline((), num_classes=10, scales=(1, 2))
+    images = (pipeline.image_tokenizer, train, held_out)
+    found = quickstart_report.RealImages.of(*images)
+    assert found.accuracy is not None
+    assert found.accuracy < 0.9
+    assert found.classifier is None
+    assert found.reconstructions.shape == found.held_out.shape == (60, 3, 16, 16)
+    monkeypatch.setattr(quickstart_report, "MIN_CLASSIFIER_ACCURACY", 0.5)
+    assert quickstart_report.RealImages.of(*images).classifier is not None
+    train.labels = torch.zeros_like(train.labels)
+    alone = quickstart_report.RealImages.of(*images)
+    assert (alone.classifier, alone.accuracy) == (None, None)
+
+
+def test_an_accuracy_that_is_not_known_is_not_printed() -> None:
+    row = dict.fromkeys(
+        ("gfid", "inception_score", "precision", "recall", "clipped_density", "clipped_coverage"),
+        0.5,
+    )
+    nearest = {"samples": 10.0, "held_out": 20.0, "reconstructions": 18.0}
+    nats = {"train_nll": 5.0, "held_out_nll": 5.5, "uniform_nll": 12.2, "step": 700}
+    other = {"psnr": 20.0, "rfid": 9.0, "bits_per_image": 500.0, "seconds": 9.0}
+    metrics = {**row, **nats, **other, "memorization": nearest, "without_guidance": dict(row)}
+    known = {"label_accuracy": 0.99, "classifier_accuracy": 0.97}
+    metrics["without_guidance"]["label_accuracy"] = 0.91
+    text = quickstart_report.table(metrics | known)
+    assert re.search(r"as their label, guided / not +99.0% / 91.0%", text)
+    assert "10.0 samples, 20.0 held out, 18.0 held out and reconstructed" in text
+    metrics["without_guidance"]["label_accuracy"] = None
+    text = quickstart_report.table(metrics | {"label_accuracy": None, "classifier_accuracy": 0.286})
+    assert re.search(r"as their label, guided / not +- / -", text)
+    assert "28.6%" in text
+    assert "Samples are not classified: that takes 90%" in text
 
 
 def test_a_machine_that_was_busy_while_timed_trains_on(

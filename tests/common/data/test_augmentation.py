@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_no_strength_changes_nothing() -> None:
     assert torch.equal(augment(images, KEYS, AugmentConfig()), images)
     moved = augment(images, KEYS, ALL)
     assert all((a != b).float().mean() > 0.5 for a, b in zip(images, moved, strict=True))
+
+
+def test_a_share_of_the_images_is_moved() -> None:
+    keys = hash_integers(torch.arange(300))
+    images = pictures(8)[:1].repeat(300, 1, 1, 1)
+    moved = augment(images, keys, ALL)
+    some = augment(images, keys, replace(ALL, probability=0.3))
+    is_moved = (some != images).flatten(1).any(dim=1)
+    assert torch.equal(some[is_moved], moved[is_moved])
+    assert 60 < int(is_moved.sum()) < 120
+    assert torch.equal(augment(images, keys, replace(ALL, probability=0.0)), images)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
