@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
@@ -39,13 +40,15 @@ def config_class(cls: type[T]) -> type[T]:
 def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Reads a YAML file (None: defaults only) and applies overrides such as `optimizer.lr=1e-3`.
 
+    A `path` that is no file is looked for among the configs of the package; see `find_config`.
+
     Override values are YAML. An override that changes the `kind` of a part drops what the file says
     about that part; it applies before the other overrides, wherever it stands.
 
     Raises:
         ValueError: unreadable file, malformed override, or every problem of the resulting config.
     """
-    data = {} if path is None else _read_yaml(Path(path))
+    data = {} if path is None else _read_yaml(find_config(path))
     parsed = [_parse_override(text) for text in overrides]
     kinds_first = sorted(parsed, key=lambda item: (item[0][-1] != "kind", len(item[0])))
     for keys, value in kinds_first:
@@ -133,9 +136,35 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
+def find_config(path: str | Path) -> Path:
+    """A file, or the config of that name which ships with the package: `tokenizer/digits_leech`.
+
+    The ending .yaml and a leading `configs/` may be there or not.
+
+    Raises:
+        ValueError: neither; names the closest configs.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    shipped = shipped_configs()
+    name = Path(path).as_posix().removeprefix("./").removeprefix("configs/")
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in shipped:
+            return shipped[candidate]
+    close = difflib.get_close_matches(name, shipped, n=3) or sorted(shipped)
+    raise ValueError(
+        f"config file {path} does not exist, and no config of the package has that name "
+        f"(closest: {', '.join(close[:3])})"
+    )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs of the package by name, `tokenizer/digits_leech.yaml` and so on."""
+    folder = Path(str(files("lambda24.configs")))
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"config file {path} does not exist")
     try:
         data = read_yaml_text(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -252,8 +281,8 @@ def _walk(annotation: Any, data: Any, location: Sequence[int | str]) -> tuple[li
     """
     path: list[str] = []
     for part in location:
-        variant = next((c for c in _classes(annotation) if part in _tags(c)), None)
-        if variant is not None and len(_classes(annotation)) > 1:
+        variant = next((c for c in config_classes(annotation) if part in _tags(c)), None)
+        if variant is not None and len(config_classes(annotation)) > 1:
             annotation = variant
         elif isinstance(data, dict) and part in data:
             annotation = _fields(annotation).get(str(part), _item(annotation, part))
@@ -265,25 +294,25 @@ def _walk(annotation: Any, data: Any, location: Sequence[int | str]) -> tuple[li
     return path, annotation
 
 
-def _classes(annotation: Any) -> list[type]:
+def config_classes(annotation: Any) -> list[type]:
     """The config classes an annotation admits (itself, or members of a union)."""
     if hasattr(annotation, "__pydantic_fields__"):
         return [annotation]
     if get_origin(annotation) in (list, tuple, dict):
         return []
-    return [cls for member in get_args(annotation) for cls in _classes(member)]
+    return [cls for member in get_args(annotation) for cls in config_classes(member)]
 
 
 def _fields(annotation: Any) -> dict[str, Any]:
     return {
         name: info.annotation
-        for cls in _classes(annotation)
+        for cls in config_classes(annotation)
         for name, info in getattr(cls, "__pydantic_fields__", {}).items()
     }
 
 
 def _tags(annotation: Any) -> list[str]:
-    kinds = [_fields(cls).get("kind") for cls in _classes(annotation)]
+    kinds = [_fields(cls).get("kind") for cls in config_classes(annotation)]
     return [tag for kind in kinds if get_origin(kind) is Literal for tag in get_args(kind)]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
+from lambda24.common.config_keys import PrintKeys
 from lambda24.common.metrics.pairs import save_metrics
 from lambda24.scripts.reports.quantizer_comparison import ComparisonResult, run_contender
 from lambda24.scripts.reports.quantizer_table import PLOTTED, dot_plot, table, values
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("config", help="YAML file of configs/comparison")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--keys", action=PrintKeys, config_class=ComparisonConfig)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these contenders only")
     options = parser.parse_intermixed_args(argv)
     config = load_config(ComparisonConfig, options.config, options.overrides)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config, to_dict
+from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.dataset import ImageDataset, load_dataset
 from lambda24.common.metrics.extractors import build_extractor
 from lambda24.common.metrics.reference import (
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help='folder, npz file, "train" or "eval"')
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--keys", action=PrintKeys, config_class=EvaluationRun)
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(EvaluationRun, arguments.config, arguments.overrides)
     dataset = load_dataset(config.data, train=config.reference == "train")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
+from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.dataset import load_dataset
 from lambda24.common.images import save_image
 from lambda24.common.training.launch import patient_accelerator
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="tokenizer, pipeline or run folder, or hub id")
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--keys", action=PrintKeys, config_class=TokenizerEvaluationRun)
     arguments = parser.parse_intermixed_args(argv)
     config = load_config(TokenizerEvaluationRun, arguments.config, arguments.overrides)
     accelerator = patient_accelerator()

@@ -40,7 +40,6 @@ from lambda24.scripts.reports.quickstart_report import measure, report
 from lambda24.tokenizer import ImageTokenizer
 from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SAMPLING = SamplingConfig(guidance_scale=1.5)
 FEW_IMAGES = 1_000
 """Training images below which a run warns that they are learned by heart."""
@@ -62,8 +61,8 @@ class Recipe:
     @classmethod
     def named(cls, name: str, path: str) -> Recipe:
         """The files of this name; other data than theirs has their size, crops and moves alone."""
-        tokenizer = load_config(TokenizerTrainingConfig, CONFIGS / "tokenizer" / f"{name}.yaml")
-        generator = load_config(GeneratorTrainingConfig, CONFIGS / "generator" / f"{name}.yaml")
+        tokenizer = load_config(TokenizerTrainingConfig, f"tokenizer/{name}")
+        generator = load_config(GeneratorTrainingConfig, f"generator/{name}")
         data = tokenizer.data
         if path != data.path:
             moves = AugmentConfig(rotation=5.0, shift=0.05, scale=0.1)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config, save_config
+from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.dataset import load_dataset
 from lambda24.common.files import replace_text
 from lambda24.common.training.launch import patient_accelerator
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("pipeline", help="folder with tokenizer/ and generator/, or hub id")
     parser.add_argument("config", help="YAML file of configs/evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--keys", action=PrintKeys, config_class=SweepRun)
     arguments = parser.parse_intermixed_args(argv)
     run = load_config(SweepRun, arguments.config, arguments.overrides)
     check_plots()

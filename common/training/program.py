@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from lambda24.common.config import load_config, to_yaml
+from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.batches import SampleSource
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset, load_training_data
 from lambda24.common.data.streaming import StreamedImages
@@ -63,6 +64,7 @@ def training_program(
     )
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", help=overrides_help)
+    parser.add_argument("--keys", action=PrintKeys, config_class=config_class)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="write RUN/profile.txt")
     options = parser.parse_intermixed_args(argv)

@@ -17,6 +17,7 @@ from lambda24.common.optim.build import build_any_optimizer, state_size
 from lambda24.common.training.estimate import activations_per_image
 from lambda24.generator import plan
 from lambda24.generator.cpu_forms.tiles import forms_of_gpus
+from lambda24.generator.frozen_tokenizer import tokenizer_config
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
 from lambda24.generator.presets import preset
@@ -52,7 +53,7 @@ def test_overrides_that_a_recipe_quotes_load() -> None:
 def test_recipes_are_the_presets(name: str) -> None:
     shape, batch_size, total = RECIPES[name]
     config = load_config(GeneratorTrainingConfig, CONFIGS / f"{name}.yaml")
-    stage_1 = train_generator.tokenizer_config(config.tokenizer)
+    stage_1 = tokenizer_config(config.tokenizer)
     with torch.device("meta"):
         spec = ImageTokenizer(stage_1).spec
     assert config.model == preset(shape).config

@@ -157,7 +157,7 @@ def test_a_machine_that_was_busy_while_timed_trains_on(
 
     monkeypatch.setattr(quickstart, "fit", fit)
     monkeypatch.setattr(quickstart.time, "perf_counter", lambda: clock[0])
-    config = load_config(TokenizerTrainingConfig, quickstart.CONFIGS / "debug" / "tokenizer.yaml")
+    config = load_config(TokenizerTrainingConfig, "debug/tokenizer.yaml")
     loop = replace(config.loop, steps=700, batch_size=10)
     config = replace(config, loop=loop, run=str(tmp_path / "run"))
     seconds = quickstart.TIMED_STEPS + 50.0

@@ -15,6 +15,7 @@ import torch
 
 from lambda24.common.config import from_dict, load_config, to_dict
 from lambda24.generator import NextScaleGenerator
+from lambda24.generator.frozen_tokenizer import tokenizer_config
 from lambda24.generator.heads import CategoricalHeadConfig
 from lambda24.generator.settings import GeneratorTrainingConfig, check_tokenizer
 from lambda24.sampling import Pipeline, SamplingConfig
@@ -176,7 +177,7 @@ def test_a_tokenizer_that_changed_in_place_is_refused(stage_1, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "generator").glob("*.yaml")), ids=str)
 def test_both_stages_of_a_config_build_and_fit_together(path):
     config = load_config(GeneratorTrainingConfig, path)
-    stage_1 = train_generator.tokenizer_config(config.tokenizer)
+    stage_1 = tokenizer_config(config.tokenizer)
     dense = isinstance(config.model.head, CategoricalHeadConfig)  # too large to be built here
     with torch.device("meta" if dense else "cpu"):
         spec = ImageTokenizer(stage_1).spec
