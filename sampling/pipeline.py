@@ -25,7 +25,13 @@ from tqdm import tqdm
 from lambda24.common.config import to_dict
 from lambda24.common.files import replace_text
 from lambda24.common.images import from_pil, from_uint8, to_pil
-from lambda24.common.training.checkpoint import atomic_folder, download_folder, state_digest
+from lambda24.common.training.checkpoint import (
+    WEIGHTS_FILE,
+    atomic_folder,
+    download_folder,
+    state_digest,
+    store_as,
+)
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.compiled import compiled, is_compiled
 from lambda24.sampling.editing import edit, white_area
@@ -76,7 +82,12 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Pipeline:
-        """Loads a pipeline folder, or a Hugging Face Hub id at a revision, onto the CPU.
+        """Loads a pipeline folder, a packaged model, or a Hugging Face Hub id at a revision.
+
+        Everything is on the CPU, in fp32.
+
+        Args:
+            source: a folder, "digits" or "cifar10" (unless a folder here is called so), or an id.
 
         Raises:
             ValueError: no such folder or Hub model, missing or damaged parts, parts of different
@@ -94,8 +105,8 @@ class Pipeline:
         generator = NextScaleGenerator.from_pretrained(folder / names[1])
         return cls(image_tokenizer, generator, read_settings(folder), read_training(folder))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a pipeline folder.
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a pipeline folder, its weights rounded to `dtype`; loading makes them fp32 again.
 
         A new folder appears complete or not at all. In an existing one, such as a run folder, each
         file of the parts is replaced whole and everything else stays, a README.md too.
@@ -104,6 +115,9 @@ class Pipeline:
         with atomic_folder(path) if not path.exists() else nullcontext(path) as target:
             self.image_tokenizer.save_pretrained(target / self.image_tokenizer.folder_name)
             self.generator.save_pretrained(target / self.generator.folder_name)
+            if dtype != torch.float32:
+                for model in (self.image_tokenizer, self.generator):
+                    store_as(target / model.folder_name / WEIGHTS_FILE, dtype)
             save_settings(self.sampling, target)
             if self.training:
                 text = json.dumps(self.training, indent=2)

@@ -35,6 +35,7 @@ from lambda24.common.training.tracking import RunFolder
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.generator.task import GeneratorTask
 from lambda24.sampling import Pipeline, SamplingConfig
+from lambda24.sampling.model_card import read_training
 from lambda24.sampling.preview import draw_classes
 from lambda24.scripts.reports.quickstart_report import measure, report
 from lambda24.tokenizer import ImageTokenizer
@@ -192,7 +193,8 @@ def train_stage_2(
     assert best.found is not None
     step = best.found["step"]
     pipeline = Pipeline.from_pretrained(best.path(step))
-    Pipeline(pipeline.image_tokenizer, pipeline.generator, SAMPLING).save_pretrained(out / "model")
+    parts = (pipeline.image_tokenizer, pipeline.generator, SAMPLING, read_training(folder))
+    Pipeline(*parts).save_pretrained(out / "model")
     rows = [row for row in RunFolder(folder).metrics() if "eval/nll" in row]
     chosen = next(row for row in rows if row["step"] == step)
     return {

@@ -1,6 +1,7 @@
 """Draws images: `python scripts/sample.py FOLDER --labels cat,dog --seeds 0:8 --out samples.png`.
 
-One row of the grid per label, one column per seed. FOLDER is a pipeline or run folder or a Hub id.
+One row of the grid per label, one column per seed. FOLDER is a pipeline or run folder, the name
+of a packaged model (digits, cifar10) or a Hub id.
 Sampling settings follow as key=value, for example guidance_scale=2.5 top_k=900
 'guidance_scale={kind: linear, start: 1, end: 3}' or, with VAR's cfg, '{kind: var, cfg: 1.5}';
 otherwise the folder's own apply.
@@ -220,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("model", help="pipeline or run folder, or Hub id")
+    parser.add_argument("model", help="pipeline or run folder, digits, cifar10, or Hub id")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="sampling settings")
     parser.add_argument("--labels", default="all", help="names or numbers, comma separated, or all")
     parser.add_argument("--seeds", default="0:8", help="for example 0:8 or 1,5,10:12")

@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lambda24.common.packaged import packaged_folder
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
@@ -122,7 +124,8 @@ class PretrainedModel(
     ) -> Model:
         """Loads from a model folder, a run folder with a `folder_name` subfolder, or a Hub id.
 
-        A local folder never touches the network. The model is returned on the CPU in eval mode.
+        Or by the name of a packaged model (`common.packaged`). A local folder never touches the
+        network. The model is returned on the CPU in eval mode.
 
         Raises:
             ValueError: no such folder or Hub model; a file that is truncated or does not fit, with
@@ -156,6 +159,8 @@ class PretrainedModel(
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Copies a safetensors file into a module; every tensor must be there and fit.
+
+    Floating tensors take the module's precision, whatever the file's is (see `store_as`).
 
     Raises:
         ValueError: unreadable file; missing, unexpected or mis-shaped tensors, by name.
@@ -264,12 +269,28 @@ def _model_from_config(cls: type[Model], path: Path) -> Model:
         raise ValueError(f"{path} does not describe a {cls.__name__}: {error}") from error
 
 
+def store_as(path: str | Path, dtype: torch.dtype) -> None:
+    """Rounds the floating tensors of a safetensors file; reading it makes them fp32 again."""
+    path = Path(path)
+    tensors = load_file(path)
+    rounded = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(rounded, temporary, metadata={"format": "pt"})
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
 def download_folder(source: str, *, patterns: list[str], **options: Any) -> str:
-    """Fetches the files of a Hub model that match `patterns`; `options` as `snapshot_download`.
+    """Where a packaged model lies, or the files of a Hub model that match `patterns`.
+
+    Args:
+        options: as of `snapshot_download`.
 
     Raises:
         ValueError: no such model, or the Hub cannot be reached.
     """
+    if (packaged := packaged_folder(source)) is not None:
+        return str(packaged)
     if Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise ValueError(f"{source} is not a folder")
     try:

@@ -60,6 +60,7 @@ def test_a_folder_of_images_becomes_a_measured_pipeline(
     pipeline = Pipeline.from_pretrained(out / "model")
     assert pipeline.label_names == ("bright", "dark")
     assert pipeline.sampling == quickstart.SAMPLING
+    assert pipeline.training["config"]["run"] == str(out / "stage_2")  # for the model card
     best = next((out / "stage_2" / "best").iterdir())  # the weights of the model
     kept = (best / "generator" / "model.safetensors").read_bytes()
     assert (out / "model" / "generator" / "model.safetensors").read_bytes() == kept
