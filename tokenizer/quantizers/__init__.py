@@ -8,7 +8,12 @@ from lambda24.tokenizer.quantizers.base import (
     process_mean,
 )
 from lambda24.tokenizer.quantizers.binary import BSQConfig, LFQConfig
-from lambda24.tokenizer.quantizers.build import QuantizerConfig, build_quantizer, quantizer_config
+from lambda24.tokenizer.quantizers.build import (
+    QuantizerConfig,
+    build_quantizer,
+    quantizer_config,
+    register_quantizer,
+)
 from lambda24.tokenizer.quantizers.ema import EMAConfig
 from lambda24.tokenizer.quantizers.fsq import FSQConfig
 from lambda24.tokenizer.quantizers.gsq import GSQConfig
@@ -36,4 +41,5 @@ __all__ = [
     "process_gather",
     "process_mean",
     "quantizer_config",
+    "register_quantizer",
 ]
