@@ -37,8 +37,9 @@ class RealImages:
         train: `(M, 3, H, W)` uint8, as the next two.
         held_out: `(N, 3, H, W)`.
         reconstructions: of the held-out images, `(N, 3, H, W)`.
-        classifier: of training images; None if it is too poor, or if there is one class.
-        accuracy: of that classifier, good or poor, on held-out images; None with one class.
+        classifier: of training images; None if it is too poor.
+        accuracy: of that classifier, good or poor, on held-out images; None with one class, or
+            fewer than two images a class.
     """
 
     train: Tensor
@@ -61,7 +62,7 @@ class RealImages:
             for part in unseen.split(100)
         ]
         classifier, accuracy = None, None
-        if len(train.labels[chosen].unique()) > 1:
+        if 1 < len(train.labels[chosen].unique()) <= len(chosen) // 2:
             classifier = train_classifier(real, train.labels[chosen])
             accuracy = label_accuracy(classifier, unseen, held_out.labels[checked])
             if accuracy < MIN_CLASSIFIER_ACCURACY:
@@ -69,10 +70,14 @@ class RealImages:
         return cls(real, unseen, torch.cat(decoded), classifier, accuracy)
 
     def measure(self, pipeline: Pipeline, sampling: SamplingConfig) -> dict[str, Any]:
-        """Metrics of samples of each class in turn; `label_accuracy` is None without classifier."""
+        """Metrics of samples; `label_accuracy` is None without classifier.
+
+        Of each class as many, of more than `NUM_SAMPLES` classes one of so many of them.
+        """
         num_classes = pipeline.generator.num_classes
-        per_class = max(1, min(MAX_PER_CLASS, NUM_SAMPLES // num_classes))
-        labels = torch.arange(num_classes).repeat_interleave(per_class)
+        classes = spread(num_classes, min(num_classes, NUM_SAMPLES))
+        per_class = min(MAX_PER_CLASS, NUM_SAMPLES // len(classes))
+        labels = torch.tensor(classes).repeat_interleave(per_class)
         seeds = range(FIRST_SEED, FIRST_SEED + len(labels))
         images = pipeline(labels.tolist(), seeds, batch_size=100, progress=True, config=sampling)
         generated = from_pil(images)
