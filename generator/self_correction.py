@@ -41,9 +41,9 @@ class SelfCorrection:
     """
 
     def __init__(self, config: SelfCorrectionConfig, image_tokenizer: ImageTokenizer) -> None:
-        spec, leaf = image_tokenizer.spec, image_tokenizer.pyramid.leaf
+        spec, quantizer = image_tokenizer.spec, image_tokenizer.pyramid.quantizer
         kind = image_tokenizer.config.quantizer.kind
-        if not isinstance(leaf, BinaryQuantizer) and not isinstance(
+        if not isinstance(quantizer, BinaryQuantizer) and not isinstance(
             image_tokenizer.config.quantizer, LeechConfig
         ):
             raise ValueError(
@@ -77,7 +77,7 @@ class SelfCorrection:
         shape = tokens.shape[1:-1]
         draws = uniform_from_keys(keys, CHOICE_STREAM + scale, shape)
         wrong = draws < self.probabilities[scale]  # (B, n)
-        is_leech = not isinstance(self.image_tokenizer.pyramid.leaf, BinaryQuantizer)
+        is_leech = not isinstance(self.image_tokenizer.pyramid.quantizer, BinaryQuantizer)
         count = NUM_TRIES + 1 if is_leech else 1
         numbers = uniform_from_keys(keys, ERROR_STREAM + scale, (*shape, count))[wrong]
         result = tokens.clone()

@@ -73,10 +73,10 @@ class ImageTokenizer(PretrainedModel):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        leaf = build_quantizer(config.quantizer)
-        encoder, decoder = build_autoencoder(config.autoencoder, leaf.dim, config.image_size)
+        quantizer = build_quantizer(config.quantizer, passes_per_batch=len(config.pyramid.scales))
+        encoder, decoder = build_autoencoder(config.autoencoder, quantizer.dim, config.image_size)
         self.encoder = encoder
-        self.pyramid = MultiScaleQuantizer(config.pyramid, leaf)
+        self.pyramid = MultiScaleQuantizer(config.pyramid, quantizer)
         self.decoder = decoder
 
     @property
@@ -182,7 +182,7 @@ class ImageTokenizer(PretrainedModel):
     @torch.no_grad()
     def codes(self, tokens: Tensor) -> Tensor:
         """Codes (B, n, C) of tokens (B, n, G), as the quantizer has them."""
-        return self.pyramid.leaf.decode(tokens)
+        return self.pyramid.quantizer.decode(tokens)
 
     def initial_state(self, batch_size: int) -> PyramidState:
         """The state of `batch_size` images before their first scale."""

@@ -27,7 +27,6 @@ from lambda24.tokenizer.adversary.adaptive import adaptive_weight
 from lambda24.tokenizer.adversary.adversary import Adversary, AdversaryConfig
 from lambda24.tokenizer.losses import ReconstructionLoss
 from lambda24.tokenizer.model import ImageTokenizer, Reconstruction
-from lambda24.tokenizer.quantizers import connect_processes
 from lambda24.tokenizer.settings import TokenizerTrainingConfig
 from lambda24.tokenizer.teachers.alignment import AlignmentConfig, VFAlignment
 from lambda24.tokenizer.tokens import TokenPyramid
@@ -95,7 +94,6 @@ class TokenizerTask(Task):
         self._check_processes()
         self.loss.to(accelerator.device)
         self.ema.average.to(accelerator.device)
-        connect_processes(self.image_tokenizer)
         if self.config.compile:
             if self.config.has_adaptive_weight:
                 # Their gradients keep the graph, which buffers reused by a backward pass would not.
@@ -108,8 +106,8 @@ class TokenizerTask(Task):
 
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         steps = self.config.loop.steps
-        leaf = self.image_tokenizer.pyramid.leaf
-        leaf.schedule(step, steps)
+        quantizer = self.image_tokenizer.pyramid.quantizer
+        quantizer.schedule(step, steps)
         reconstructions: list[Tensor] = []
 
         def losses(batch: Batch) -> dict[str, Tensor]:
@@ -127,12 +125,12 @@ class TokenizerTask(Task):
             step=step,
             total_steps=steps,
         )
-        leaf.after_step()
+        quantizer.after_step()
         self.ema.update(step)
         if self.adversary is not None and self.adversary.is_active(step):
             scalars |= self.adversary.train_step(batches, reconstructions, step, steps)
         if (step + 1) % self.config.loop.log_every == 0:
-            scalars |= self.window.report(leaf.reduce_mean)
+            scalars |= self.window.report(quantizer.reduce_mean)
         return scalars
 
     def _losses(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -180,7 +178,7 @@ class TokenizerTask(Task):
         weight = torch.tensor(config.weight, device=other.device)
         if not config.adaptive:
             return weight
-        reduce_mean = self.image_tokenizer.pyramid.leaf.reduce_mean
+        reduce_mean = self.image_tokenizer.pyramid.quantizer.reduce_mean
         return weight * adaptive_weight(reference, other, parameter, reduce_mean=reduce_mean)
 
     def _num_kept(self, batch: Batch) -> Tensor | None:
@@ -202,7 +200,7 @@ class TokenizerTask(Task):
     def _check_processes(self) -> None:
         config, accelerator = self.config, self.accelerator
         is_sharded = accelerator.distributed_type == DistributedType.FSDP
-        revives = getattr(self.image_tokenizer.pyramid.leaf, "revival", None) is not None
+        revives = getattr(self.image_tokenizer.pyramid.quantizer, "revival", None) is not None
         if is_sharded and (config.adversary or config.has_adaptive_weight or revives):
             raise ValueError(
                 "FSDP cannot train with an adversary, an adaptive weight or revival: use DDP, "

@@ -31,7 +31,6 @@ from lambda24.tokenizer.quantizers import (
     Quantized,
     QuantizerConfig,
     build_quantizer,
-    connect_processes,
 )
 from lambda24.tokenizer.usage import code_usage
 
@@ -130,7 +129,6 @@ class ComparisonTask(Task):
         self.accelerator = accelerator
         self.loss.to(accelerator.device)
         self.autoencoder.to(accelerator.device)
-        connect_processes(self.autoencoder)
         self._init_codebook()
         self.ema = EMA(self.autoencoder, self.config.ema_decay)
         self.model, self.optimizer = accelerator.prepare(self.autoencoder, self.optimizer)

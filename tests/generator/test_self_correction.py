@@ -61,7 +61,7 @@ def test_history_errs_and_targets_answer(image_tokenizer: ImageTokenizer) -> Non
     pyramid = image_tokenizer.pyramid
     latent = pyramid.normalize(image_tokenizer.encoder(batch().images))
     residual = (latent - state.latent).flatten(2).transpose(1, 2) / pyramid.gain(2)
-    assert torch.equal(pyramid.leaf.encode(residual), targets.scale(2))
+    assert torch.equal(pyramid.quantizer.encode(residual), targets.scale(2))
 
 
 def test_errors_depend_on_the_key_alone(image_tokenizer: ImageTokenizer) -> None:

@@ -1,8 +1,8 @@
 """The multiscale residual pyramid: a latent map becomes one token map per scale, coarse to fine.
 
-At scale k the running residual is brought down to the k-th grid, quantized by the leaf, scaled by
+At scale k the running residual is brought down to the k-th grid, quantized, scaled by
 the gain of that scale, interpolated back to the latent grid, smoothed by a phi convolution if there
-are any, and subtracted (VAR, arXiv 2404.02905, algorithm 1). The leaf is any `Quantizer`.
+are any, and subtracted (VAR, arXiv 2404.02905, algorithm 1). The quantizer is any `Quantizer`.
 
 Shapes: B batch, C code channels, S latent side, n_k = scales[k]^2, G codebooks of a token.
 """
@@ -46,7 +46,7 @@ class PyramidConfig:
             "area". Λ24-SQ's models are trained and sampled with "bilinear".
         num_phis: 3x3 convolutions after `up`, shared among neighbouring scales: 1 is one for all,
             the number of scales one for each, VAR's is 4. None has none, as Λ24-SQ. Gains multiply
-            codes before them: the gain sizes what the leaf sees, phi shapes what it leaves.
+            codes before them: the gain sizes what the quantizer sees, phi shapes what it leaves.
     """
 
     scales: Annotated[tuple[int, ...], BeforeValidator(resolve_scales)]
@@ -110,22 +110,21 @@ class MultiScaleQuantizer(nn.Module):
     `encode`, `accumulate` and `next_scale_inputs` run the same operations in the same order, so
     teacher forcing and step-by-step decoding agree bit for bit.
 
-    The decoder's gradient goes straight through to the latent, whatever the leaf's estimator; soft
-    or rotated gradients of a leaf reach the encoder through its own losses.
+    The decoder's gradient goes straight through to the latent, whatever the quantizer's estimator;
+    soft or rotated gradients of a quantizer reach the encoder through its own losses.
     """
 
-    def __init__(self, config: PyramidConfig, leaf: Quantizer) -> None:
+    def __init__(self, config: PyramidConfig, quantizer: Quantizer) -> None:
         super().__init__()
         self.config = config
-        self.leaf = leaf
-        leaf.scales_per_batch = len(config.scales)
+        self.quantizer = quantizer
         self.spec = TokenSpec(
             scales=config.scales,
-            codebook_sizes=tuple(leaf.codebook_sizes),
-            code_dim=leaf.dim,
+            codebook_sizes=tuple(quantizer.codebook_sizes),
+            code_dim=quantizer.dim,
             latent_size=config.scales[-1],
         )
-        self.phis = nn.ModuleList(Phi(leaf.dim) for _ in range(config.num_phis or 0))
+        self.phis = nn.ModuleList(Phi(quantizer.dim) for _ in range(config.num_phis or 0))
         start = torch.tensor(config.initial_gains or self.default_gains()).log()
         if config.gain == "learned":
             self.log_gains = nn.Parameter(start)
@@ -141,7 +140,7 @@ class MultiScaleQuantizer(nn.Module):
         count = len(self.config.scales)
         if self.config.gain == "none":
             return (1.0,) * count
-        radius = (self.config.radius or 1.0) / (self.leaf.code_norm or 1.0)
+        radius = (self.config.radius or 1.0) / (self.quantizer.code_norm or 1.0)
         return tuple(radius * (2 / 3) * 0.5 ** (k / max(1, count - 1)) for k in range(count))
 
     def normalize(self, latent: Tensor) -> Tensor:
@@ -168,11 +167,11 @@ class MultiScaleQuantizer(nn.Module):
             indices, stats = [], {}
             loss = target.new_zeros(())
             for k, side in enumerate(self.config.scales):
-                # The residual keeps its gradient so that a leaf's own losses reach the encoder.
+                # The residual keeps its gradient: a quantizer's own losses reach the encoder.
                 residual = resample(target - f_hat.detach(), side, self.config.down)
-                quantized = self.leaf(_to_tokens(residual) / self.gain(k).detach())
+                quantized = self.quantizer(_to_tokens(residual) / self.gain(k).detach())
                 share = self.spec.scale_lengths[k] / self.spec.length
-                loss = loss + share * self.leaf.total_loss(quantized.losses)
+                loss = loss + share * self.quantizer.total_loss(quantized.losses)
                 f_hat = f_hat + self._up(quantized.code, k)
                 kept = _select(num_kept, k, f_hat, kept)
                 begun = _select(prefix, k, f_hat, begun)
@@ -216,7 +215,7 @@ class MultiScaleQuantizer(nn.Module):
         with torch.autocast(target.device.type, enabled=False):
             side = self.config.scales[state.scale]
             residual = resample(target - state.latent, side, self.config.down)
-            return self.leaf.encode(_to_tokens(residual) / self.gain(state.scale))
+            return self.quantizer.encode(_to_tokens(residual) / self.gain(state.scale))
 
     def initial_state(
         self,
@@ -245,7 +244,7 @@ class MultiScaleQuantizer(nn.Module):
                 f"tokens of scale {k} must be {expected}, got {tuple(scale_tokens.shape)}"
             )
         with torch.autocast(state.latent.device.type, enabled=False):
-            codes = self.leaf.decode(scale_tokens).to(state.latent.dtype)
+            codes = self.quantizer.decode(scale_tokens).to(state.latent.dtype)
             latent = state.latent + self._up(codes, k)
             return PyramidState(latent, k + 1, self._next_inputs(latent, k + 1))
 

@@ -3,7 +3,6 @@
 from lambda24.tokenizer.quantizers.base import (
     Quantized,
     Quantizer,
-    connect_processes,
     process_gather,
     process_mean,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "SphericalConfig",
     "VQConfig",
     "build_quantizer",
-    "connect_processes",
     "process_gather",
     "process_mean",
     "quantizer_config",

@@ -53,10 +53,10 @@ class Quantizer(nn.Module, ABC):
             lengths differ or learn.
         has_learned_codebook: codes change during training.
 
-    `reduce_mean` averages a tensor over processes (differentiable) and `gather` joins their rows
-    (not differentiable); both are the identity until `connect_processes` or a test replaces them.
-    `scales_per_batch` is how many training passes a batch makes through this quantizer: the scales
-    of a pyramid, which sets it.
+        passes_per_batch: how many training passes a batch makes through this quantizer: the scales
+            of a pyramid.
+        reduce_mean: averages a tensor over processes (differentiable).
+        gather: joins the rows of all processes (not differentiable).
     """
 
     def __init__(
@@ -67,6 +67,9 @@ class Quantizer(nn.Module, ABC):
         loss_weights: Mapping[str, float],
         code_norm: float | None = None,
         has_learned_codebook: bool = False,
+        passes_per_batch: int = 1,
+        reduce_mean: Collective | None = None,
+        gather: Collective | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -74,9 +77,9 @@ class Quantizer(nn.Module, ABC):
         self.loss_weights = dict(loss_weights)
         self.code_norm = code_norm
         self.has_learned_codebook = has_learned_codebook
-        self.scales_per_batch = 1
-        self.reduce_mean: Collective = _identity
-        self.gather: Collective = _identity
+        self.passes_per_batch = passes_per_batch
+        self.reduce_mean = reduce_mean or process_mean
+        self.gather = gather or process_gather
 
     @property
     def num_codebooks(self) -> int:
@@ -174,12 +177,22 @@ def unit(z: Tensor) -> Tensor:
 
 
 def process_mean(values: Tensor) -> Tensor:
-    """Mean over processes whose gradient is again a mean, as DistributedDataParallel needs."""
+    """Mean over processes whose gradient is again a mean, as DistributedDataParallel needs.
+
+    Without a process group of several it is the identity.
+    """
+    if not _is_distributed():
+        return values
     return cast(Tensor, _ProcessMean.apply(values))
 
 
 def process_gather(rows: Tensor) -> Tensor:
-    """Rows `(n_r, ...)` of all processes in rank order; n_r may differ. Not differentiable."""
+    """Rows `(n_r, ...)` of all processes in rank order; n_r may differ. Not differentiable.
+
+    Without a process group of several it is the identity.
+    """
+    if not _is_distributed():
+        return rows
     rows = rows.detach().contiguous()
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
@@ -192,14 +205,8 @@ def process_gather(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(c)] for part, c in zip(gathered, counts, strict=True)])
 
 
-def connect_processes(module: nn.Module) -> None:
-    """Gives every quantizer in `module` the collectives of the process group, if there is one."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    for child in module.modules():
-        if isinstance(child, Quantizer):
-            child.reduce_mean = process_mean
-            child.gather = process_gather
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _ProcessMean(torch.autograd.Function):
@@ -216,10 +223,6 @@ def _all_reduced_mean(values: Tensor) -> Tensor:
     total = values.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total / dist.get_world_size()
-
-
-def _identity(values: Tensor) -> Tensor:
-    return values
 
 
 def _agreement(z: Tensor, code: Tensor) -> dict[str, Tensor]:

@@ -80,8 +80,14 @@ QuantizerConfig = Annotated[
 _BUILTIN: list[Any] = config_classes(QuantizerConfig)
 
 
-def build_quantizer(config: QuantizerConfig | Mapping[str, Any]) -> Quantizer:
+def build_quantizer(
+    config: QuantizerConfig | Mapping[str, Any], *, passes_per_batch: int = 1
+) -> Quantizer:
     """Builds the quantizer of a config or of a mapping with a `kind`.
+
+    Args:
+        passes_per_batch: training passes of a batch, the scales of a pyramid: averages of usage
+            are in units of one.
 
     Raises:
         ValueError: a mapping with an unknown kind or field, or a value out of range.
@@ -96,15 +102,15 @@ def build_quantizer(config: QuantizerConfig | Mapping[str, Any]) -> Quantizer:
         case FSQConfig():
             return FSQ(config)
         case VQConfig():
-            return VectorQuantizer(config)
+            return VectorQuantizer(config, passes_per_batch=passes_per_batch)
         case EMAConfig():
-            return EMAVectorQuantizer(config)
+            return EMAVectorQuantizer(config, passes_per_batch=passes_per_batch)
         case SimVQConfig():
             return SimVQ(config)
         case GSQConfig():
-            return GroupedSphericalQuantizer(config)
+            return GroupedSphericalQuantizer(config, passes_per_batch=passes_per_batch)
         case LGQConfig():
-            return LGQ(config)
+            return LGQ(config, passes_per_batch=passes_per_batch)
         case _:
             for known, build in _registered.values():
                 if isinstance(config, known):

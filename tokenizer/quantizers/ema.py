@@ -76,10 +76,11 @@ class EMAVectorQuantizer(Quantizer):
     quantizer outside of it.)
     """
 
-    def __init__(self, config: EMAConfig) -> None:
+    def __init__(self, config: EMAConfig, *, passes_per_batch: int = 1) -> None:
         super().__init__(
             config.dim,
             (config.codebook_size,),
+            passes_per_batch=passes_per_batch,
             loss_weights={"commitment": config.commitment_weight},
             has_learned_codebook=True,
         )
@@ -131,14 +132,14 @@ class EMAVectorQuantizer(Quantizer):
     def _revive(self, candidates: Candidates) -> None:
         if self.config.revival_threshold is None:
             return
-        threshold = self.config.revival_threshold / self.scales_per_batch
+        threshold = self.config.revival_threshold / self.passes_per_batch
         dead = (self.usage < threshold).nonzero().squeeze(1)
         # Usage is the same on every process, so all of them take part in the collective or none.
         if len(dead):
             # As if they had the uniform usage of one scale.
-            self.usage[dead] = 1 / self.scales_per_batch
+            self.usage[dead] = 1 / self.passes_per_batch
             places = candidates.take(len(dead), self, self.config.max_candidates)
-            self.sums[dead] = places / self.scales_per_batch
+            self.sums[dead] = places / self.passes_per_batch
 
     def _quantize(self, z: Tensor) -> Quantized:
         indices = self._encode(z.detach())

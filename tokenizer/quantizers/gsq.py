@@ -59,10 +59,11 @@ class GroupedSphericalQuantizer(Quantizer):
     The gradient to z is the identity on the normalised groups, then the normalisation's.
     """
 
-    def __init__(self, config: GSQConfig) -> None:
+    def __init__(self, config: GSQConfig, *, passes_per_batch: int = 1) -> None:
         super().__init__(
             config.dim,
             (config.codebook_size,) * config.groups,
+            passes_per_batch=passes_per_batch,
             loss_weights={
                 "codebook": config.codebook_weight,
                 "commitment": config.commitment_weight,

@@ -81,10 +81,11 @@ class LGQ(Quantizer):
     call, so every scale of a pyramid has its own and nothing needs to be stored or restored.
     """
 
-    def __init__(self, config: LGQConfig) -> None:
+    def __init__(self, config: LGQConfig, *, passes_per_batch: int = 1) -> None:
         super().__init__(
             config.dim,
             (config.codebook_size,),
+            passes_per_batch=passes_per_batch,
             loss_weights={
                 "distortion": config.distortion_weight,
                 "peak": config.peak_weight,

@@ -122,13 +122,13 @@ class Revival(nn.Module):
             return
         counts = quantizer.reduce_mean(pending.counts)
         self.usage.lerp_(counts / counts.sum() * len(counts), 1 - self.decay)
-        dead = (self.usage < self.threshold / quantizer.scales_per_batch).nonzero().squeeze(1)
+        dead = (self.usage < self.threshold / quantizer.passes_per_batch).nonzero().squeeze(1)
         self.num_updates += 1
         # Usage is the same on every process, so all of them take part in the collective or none.
         if len(dead):
             places = pending.candidates.take(len(dead), quantizer, MAX_CANDIDATES)
             table[dead] = places.to(table.dtype)
-            self.usage[dead] = 1 / quantizer.scales_per_batch
+            self.usage[dead] = 1 / quantizer.passes_per_batch
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,11 @@ class VQConfig:
 class VectorQuantizer(Quantizer):
     """Nearest row of a learned table `(K, D)`. Losses: `codebook` and `commitment`."""
 
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQConfig, *, passes_per_batch: int = 1) -> None:
         super().__init__(
             config.dim,
             (config.codebook_size,),
+            passes_per_batch=passes_per_batch,
             loss_weights={
                 "codebook": config.codebook_weight,
                 "commitment": config.commitment_weight,

@@ -15,9 +15,9 @@ from lambda24.tokenizer.tokens import TokenPyramid
 from lambda24.tokenizer.usage import usage
 
 
-def make(leaf=None, *, kind="leech", **options):
-    leaf = build_quantizer({"kind": kind, **(leaf or {})})
-    return MultiScaleQuantizer(PyramidConfig(scales=(1, 2, 3, 5), **options), leaf)
+def make(quantizer=None, *, kind="leech", **options):
+    quantizer = build_quantizer({"kind": kind, **(quantizer or {})})
+    return MultiScaleQuantizer(PyramidConfig(scales=(1, 2, 3, 5), **options), quantizer)
 
 
 def latent(batch=3, channels=24, seed=0):
@@ -39,7 +39,7 @@ def test_the_residual_is_what_earlier_scales_left():
     """Scale by scale against the definition, with a plain nearest-code search."""
     pyramid = make(gain="fixed", initial_gains=(2.0, 1.5, 1.2, 1.0))
     tokens = pyramid.encode(latent())
-    codes = pyramid.leaf.decode(torch.arange(196_560)[:, None])
+    codes = pyramid.quantizer.decode(torch.arange(196_560)[:, None])
     residual = 3 * F.normalize(latent(), dim=1)
     for k, (side, gain) in enumerate(zip((1, 2, 3, 5), (2.0, 1.5, 1.2, 1.0), strict=True)):
         small = F.adaptive_avg_pool2d(residual, side).flatten(2).transpose(1, 2)
@@ -56,7 +56,7 @@ def test_gradients_are_straight_through_to_the_latent_and_direct_to_gains():
     (pyramid(z).z_q * weight).sum().backward()
     assert torch.equal(z.grad, weight)
     tokens = pyramid.encode(z)
-    codes = pyramid.leaf.decode(tokens.scale(3)).transpose(1, 2).unflatten(2, (5, 5))
+    codes = pyramid.quantizer.decode(tokens.scale(3)).transpose(1, 2).unflatten(2, (5, 5))
     expected = (pyramid.gain(3) * codes * weight).sum()  # d/d log g of g * codes
     assert float(pyramid.log_gains.grad[3]) == pytest.approx(float(expected.detach()), rel=1e-4)
 
@@ -94,7 +94,7 @@ def test_gains_start_from_the_length_of_codes(kind):
     stats = pyramid(latent(batch=16, channels=18)).stats
     norms = [float(stats[f"residual_norm_{k}"]) for k in range(4)]
     assert norms == sorted(norms, reverse=True)
-    assert float(pyramid.gain(0).detach()) * pyramid.leaf.code_norm == pytest.approx(2.0)
+    assert float(pyramid.gain(0).detach()) * pyramid.quantizer.code_norm == pytest.approx(2.0)
 
 
 def test_autocast_changes_no_token():
@@ -131,7 +131,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_quantizer_trains_and_round_trips(kind, gain):
     pyramid = make(KINDS[kind], kind=kind, gain=gain, num_phis=2)
-    z = latent(channels=pyramid.leaf.dim).requires_grad_(True)
+    z = latent(channels=pyramid.quantizer.dim).requires_grad_(True)
     quantized = pyramid(z)
     (quantized.z_q.square().mean() + quantized.loss).backward()
     assert torch.isfinite(z.grad).all()
@@ -149,7 +149,7 @@ def test_every_quantizer_trains_and_round_trips(kind, gain):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_and_recomputation_leave_no_trace(kind):
     pyramid = make(KINDS[kind], kind=kind)
-    z = latent(channels=pyramid.leaf.dim).requires_grad_(True)
+    z = latent(channels=pyramid.quantizer.dim).requires_grad_(True)
 
     def trained(rows, *, recompute):
         pyramid.zero_grad()
@@ -161,7 +161,7 @@ def test_evaluation_and_recomputation_leave_no_trace(kind):
     plain = trained(z, recompute=False)
     assert torch.equal(trained(z, recompute=True), plain)
     before = {name: value.clone() for name, value in pyramid.state_dict().items()}
-    pyramid.leaf.after_step()  # what training counted; nothing may be pending after this
+    pyramid.quantizer.after_step()  # what training counted; nothing may be pending after this
     if kind != "vq_ema":
         assert all(torch.equal(v, before[name]) for name, v in pyramid.state_dict().items())
     before = {name: value.clone() for name, value in pyramid.state_dict().items()}
@@ -170,7 +170,7 @@ def test_evaluation_and_recomputation_leave_no_trace(kind):
     pyramid.eval()
     pyramid(z)
     pyramid.encode(z)
-    pyramid.leaf.after_step()
+    pyramid.quantizer.after_step()
     assert all(torch.equal(v, before[name]) for name, v in pyramid.state_dict().items())
 
 
@@ -214,7 +214,7 @@ def test_phi_smooths_what_gains_have_sized():
     tokens = pyramid.encode(latent(channels=6))
     total = torch.zeros(3, 6, 5, 5)
     for k, (side, phi) in enumerate(zip((1, 2, 3, 5), (0, 0, 1, 1), strict=True)):
-        codes = pyramid.gain(k) * pyramid.leaf.decode(tokens.scale(k))
+        codes = pyramid.gain(k) * pyramid.quantizer.decode(tokens.scale(k))
         maps = codes.transpose(1, 2).unflatten(2, (side, side))
         if side < 5:
             maps = F.interpolate(maps, (5, 5), mode="bicubic", align_corners=False)

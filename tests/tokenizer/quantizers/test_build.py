@@ -70,7 +70,7 @@ def test_a_registered_quantizer_is_one_config_line(tmp_path: Path) -> None:
     assert to_dict(made)["quantizer"] == {"kind": "sign", "dim": 3}
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(made).eval()
-    assert isinstance(tokenizer.pyramid.leaf, Sign)
+    assert isinstance(tokenizer.pyramid.quantizer, Sign)
     assert tokenizer.spec.codebook_sizes == (8,)
     tokenizer.save_pretrained(tmp_path)
     images = torch.rand(2, 3, 8, 8) * 2 - 1

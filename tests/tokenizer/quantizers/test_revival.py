@@ -83,21 +83,22 @@ def test_resuming_repeats_revival() -> None:
 @pytest.mark.parametrize("kind", ["vq", "vq_ema"])
 def test_codes_of_coarse_scales_are_rare_but_not_dead(kind: str) -> None:
     """One token in 65 is the coarse one; its codes survive next to the 64 others'."""
-    leaf = build_quantizer(
-        {"kind": kind, "dim": 2, "codebook_size": 64, "revival_threshold": 0.5, "seed": 1}
+    quantizer = build_quantizer(
+        {"kind": kind, "dim": 2, "codebook_size": 64, "revival_threshold": 0.5, "seed": 1},
+        passes_per_batch=2,
     )
     pyramid = MultiScaleQuantizer(
-        from_dict(PyramidConfig, {"scales": [1, 8], "radius": None, "gain": "none"}), leaf
+        from_dict(PyramidConfig, {"scales": [1, 8], "radius": None, "gain": "none"}), quantizer
     )
     angles = torch.arange(64) * (2 * torch.pi / 64)
     ring = torch.stack([angles.cos(), angles.sin()], dim=1)
     codes = torch.cat([20 * ring[::8], ring[:56]])  # eight far codes for the coarse scale
-    usage = leaf.usage if kind == "vq_ema" else leaf.revival.usage
+    usage = quantizer.usage if kind == "vq_ema" else quantizer.revival.usage
     usage.fill_(0.3)  # a little above the threshold, 0.5 over two scales
     with torch.no_grad():
-        leaf.codebook.copy_(codes)
+        quantizer.codebook.copy_(codes)
         if kind == "vq_ema":
-            leaf.sums.copy_(0.3 * codes)
+            quantizer.sums.copy_(0.3 * codes)
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
         coarse = codes[torch.randint(8, (8,), generator=generator)]
@@ -105,8 +106,8 @@ def test_codes_of_coarse_scales_are_rare_but_not_dead(kind: str) -> None:
         half = ring[torch.randint(64, (8, 32), generator=generator)]
         fine = torch.cat([half, -half], dim=1).transpose(1, 2).unflatten(2, (8, 8))
         pyramid(coarse[:, :, None, None] + fine)
-        leaf.after_step()
-    kept = leaf.codebook.detach()[:8]
+        quantizer.after_step()
+    kept = quantizer.codebook.detach()[:8]
     assert torch.allclose(kept, codes[:8], atol=0.05)
 
 

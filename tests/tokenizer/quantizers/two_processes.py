@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from lambda24.tokenizer.pyramid.multiscale import MultiScaleQuantizer, PyramidConfig
-from lambda24.tokenizer.quantizers import Quantizer, build_quantizer, connect_processes
+from lambda24.tokenizer.quantizers import Quantizer, build_quantizer
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "bsq": {"kind": "bsq", "num_bits": 6, "group_bits": 3},
@@ -67,7 +67,9 @@ class PyramidAutoencoder(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         scales = PyramidConfig(scales=(1, 2, 4), num_phis=2)
-        self.pyramid = MultiScaleQuantizer(scales, build_quantizer(config))
+        self.pyramid = MultiScaleQuantizer(
+            scales, build_quantizer(config, passes_per_batch=len(scales.scales))
+        )
         self.encoder = nn.Linear(5, 16 * self.quantizer.dim)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(3)
@@ -76,7 +78,7 @@ class PyramidAutoencoder(nn.Module):
 
     @property
     def quantizer(self) -> Quantizer:
-        return self.pyramid.leaf
+        return self.pyramid.quantizer
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         quantized = self.pyramid(self.encoder(x).unflatten(1, (-1, 4, 4)))
@@ -86,7 +88,6 @@ class PyramidAutoencoder(nn.Module):
 
 def train(model: Autoencoder | PyramidAutoencoder, rank: int, world_size: int) -> dict[str, Tensor]:
     quantizer = model.quantizer
-    connect_processes(model)
     x = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(7))
     # Gathered rows may be shared unequally; the means of a step assume equal shares.
     shares = [BATCH // 3, BATCH - BATCH // 3] if world_size == 2 else [BATCH]
@@ -94,7 +95,7 @@ def train(model: Autoencoder | PyramidAutoencoder, rank: int, world_size: int) -
         quantizer.init_from_data(model.encoder(x.split(shares)[rank]).detach())
     revival = getattr(quantizer, "revival", None)
     if revival is not None:  # just below: one step decides
-        revival.usage.fill_(0.995 * revival.threshold / quantizer.scales_per_batch)
+        revival.usage.fill_(0.995 * revival.threshold / quantizer.passes_per_batch)
     wrapped = DistributedDataParallel(model) if world_size > 1 else model
     result: dict[str, Tensor] = {}
     for step in range(STEPS):
@@ -113,7 +114,7 @@ def train(model: Autoencoder | PyramidAutoencoder, rank: int, world_size: int) -
         quantizer.after_step()
         usage = getattr(revival or quantizer, "usage", None)
         if usage is not None:
-            result[f"{step}.revived"] = (usage == 1 / quantizer.scales_per_batch).sum()
+            result[f"{step}.revived"] = (usage == 1 / quantizer.passes_per_batch).sum()
     for name, value in model.state_dict().items():
         result[f"state.{name}"] = value.clone()
     return result
