@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lambda24.common.command_line import run_program
+from lambda24.common.data.batches import TrainingData
 from lambda24.common.data.dataset import (
     ImageDataset,
     load_dataset,
@@ -17,7 +18,7 @@ from lambda24.common.data.dataset import (
 )
 from lambda24.common.training.estimate import is_local
 from lambda24.common.training.precision import resolve_precision
-from lambda24.common.training.program import TrainingData, training_program
+from lambda24.common.training.program import training_program
 from lambda24.generator.frozen_tokenizer import (
     check_same_tokenizer,
     open_tokenizer,

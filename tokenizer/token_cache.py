@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lambda24.common.config import to_dict
-from lambda24.common.data.batches import RawBatch, hash_integers, uniform_from_keys
+from lambda24.common.data.batches import IndexedData, RawBatch, hash_integers, uniform_from_keys
 from lambda24.common.data.cut import FLIP_STREAM
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
 from lambda24.common.files import replace_text
@@ -182,7 +182,7 @@ def _encode(
     return torch.stack(variants, dim=1), raw.labels
 
 
-class TokenCache:
+class TokenCache(IndexedData):
     """Tokens in place of images, for `common.training.loop.fit`; made by `open`."""
 
     def __init__(self, folder: Path, plan: CachePlan, *, flip: bool) -> None:

@@ -59,6 +59,51 @@ class RawBatch:
     tokens: Tensor | None = None  # (B, L, G) int64
 
 
+class BatchStream(Protocol):
+    """Batches of one process, without end."""
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        """Where this process's readers stand; empty where the step alone says it."""
+
+    @property
+    def num_skipped(self) -> int | None:
+        """Images of this process passed over so far; None where that is not counted."""
+
+
+class TrainingData(Protocol):
+    """What `fit` trains on."""
+
+    @property
+    def unit(self) -> str:
+        """What `size` counts, for messages."""
+
+    @property
+    def size(self) -> int:
+        """A run goes on with data of the same size only: the order depends on it."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What else must be the same when a run goes on, by name."""
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        places: Mapping[str, Mapping[str, int]],
+    ) -> BatchStream:
+        """Batches of one process from a step on, or from the places of all processes' readers."""
+
+    def warnings(self) -> list[str]:
+        """What the end of a run says of the data."""
+
+
 class SampleSource(Protocol):
     """What `build_loader` needs of a dataset."""
 
@@ -142,6 +187,61 @@ def build_loader(
         )
     order = _Order(len(dataset), batch_size, seed, start_step, rank, world_size)
     return _batches(dataset, order, num_workers)
+
+
+class IndexedData:
+    """`TrainingData` of a `SampleSource`: the step alone says which samples come next."""
+
+    unit = "training images"
+
+    @property
+    def size(self: SampleSource) -> int:
+        return len(self)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {}
+
+    def batches(
+        self: SampleSource,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        places: Mapping[str, Mapping[str, int]],
+    ) -> IndexedBatches:
+        del places
+        loader = build_loader(
+            self,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start_step,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+        )
+        return IndexedBatches(loader)
+
+    def warnings(self) -> list[str]:
+        return []
+
+
+class IndexedBatches:
+    """`BatchStream` of `build_loader`."""
+
+    num_skipped = None
+
+    def __init__(self, loader: Iterator[Batch]) -> None:
+        self._loader = loader
+
+    def __next__(self) -> Batch:
+        return next(self._loader)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {}
 
 
 def _batches(dataset: SampleSource, order: _Order, num_workers: int) -> Iterator[Batch]:

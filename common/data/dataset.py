@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from lambda24.common.data.batches import (
     Batch,
+    IndexedData,
     RawBatch,
     build_loader,
     hash_integers,
@@ -179,7 +180,7 @@ def stratified(labels: np.ndarray, fraction: float) -> np.ndarray:
     return mask
 
 
-class ImageDataset(Dataset[Sample]):
+class ImageDataset(IndexedData, Dataset[Sample]):
     """Square images with labels; made by `load_dataset`.
 
     An image that cannot be decoded is counted, and the next readable one stands in for it. Decoded
@@ -206,6 +207,19 @@ class ImageDataset(Dataset[Sample]):
     @property
     def num_classes(self) -> int:
         return len(self.label_names)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        names = ", ".join(self.label_names)
+        return {"classes": names, "fingerprint of the data": self.fingerprint}
+
+    def warnings(self) -> list[str]:
+        if not self.num_skipped:
+            return []
+        return [
+            f"{self.num_skipped} of {len(self)} training images are unreadable: "
+            "others stood in for them"
+        ]
 
     @property
     def num_skipped(self) -> int:

@@ -270,6 +270,43 @@ class StreamedImages:
     def num_classes(self) -> int:
         return len(self.label_names)
 
+    @property
+    def unit(self) -> str:
+        return "shards"
+
+    @property
+    def size(self) -> int:
+        return self.split.num_shards
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"classes": ", ".join(self.label_names)}
+
+    def warnings(self) -> list[str]:
+        return []
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        places: Mapping[str, Mapping[str, int]],
+    ) -> StreamLoader:
+        """See `TrainingData`; the step says nothing of a stream, its places do."""
+        del start_step
+        return self.loader(
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            state=places,
+        )
+
     def loader(
         self,
         *,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lambda24.common.data.dataset import DataConfig, load_dataset
-from lambda24.common.training.session import LoopConfig
+from lambda24.common.training.loop import LoopConfig
 
 FP32_BYTES = 4
 # Numbers of state for each parameter. Dion's depends on shapes: see `state_size`.

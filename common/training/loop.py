@@ -9,25 +9,85 @@ generator is seeded from (seed, step, rank) before every step, so no random stat
 from __future__ import annotations
 
 import logging
+import math
+import signal
+import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from lambda24.common.data.batches import SampleSource
-from lambda24.common.data.dataset import ImageDataset
-from lambda24.common.data.streaming import StreamedImages
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from pydantic import Field
+from torch.profiler import record_function
+from tqdm import tqdm
+
+from lambda24.common.config import config_class, to_dict
+from lambda24.common.data.batches import Batch, TrainingData, hash_integer
+from lambda24.common.images import save_image
+from lambda24.common.optim.schedule import NotFiniteError
+from lambda24.common.training.best import BestWeights, warn_of_rise
+from lambda24.common.training.fsdp import gather, scatter
+from lambda24.common.training.interruption import StopSignal, only_start
 from lambda24.common.training.launch import build_accelerator
-from lambda24.common.training.session import LoopConfig, Session
+from lambda24.common.training.precision import Precision
+from lambda24.common.training.profiling import FIRST_STEP, StepProfile
 from lambda24.common.training.task import Task
-from lambda24.common.training.tracking import RunFolder
-
-__all__ = ["LoopConfig", "Task", "fit"]
+from lambda24.common.training.tracking import (
+    Meter,
+    RunFolder,
+    Stopwatch,
+    flatten,
+    memory_in_use,
+    progress_text,
+    time_text,
+)
 
 logger = logging.getLogger(__name__)
+
+EVALUATE, SAMPLE = -1, -2  # take the place of the rank when seeding what is not a step
+
+Interval = Annotated[int, Field(ge=1)]
+Tracker = Literal[
+    "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"
+]
+
+
+@config_class
+class LoopConfig:
+    """How long to train and what to do on the way.
+
+    Args:
+        steps: optimizer steps of the whole run. A run may be resumed with another number: "cosine"
+            and "warmdown" then jump to the curve of the new number, "constant" does not notice.
+        batch_size: images of a step, over all processes and micro-batches.
+        accumulation: micro-batches of a step.
+        precision: "bf16" is autocast, parameters stay fp32; "auto" is bf16 where hardware has it.
+        log_every: steps between lines of metrics.jsonl.
+        eval_every, save_every, sample_every: None is once, after the last step.
+        keep_checkpoints: older ones are removed after a newer one is complete.
+        trackers: accelerate trackers beside metrics.jsonl.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    precision: Precision = "fp32"
+    log_every: Interval = 20
+    eval_every: Interval | None = None
+    save_every: Interval | None = None
+    sample_every: Interval | None = None
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    trackers: tuple[Tracker, ...] = ()
 
 
 def fit(
     task: Task,
-    dataset: SampleSource | StreamedImages,
+    data: TrainingData,
     *,
     loop: LoopConfig,
     run: str | Path,
@@ -39,7 +99,7 @@ def fit(
     """Trains `task`, resumes what `run` holds, or returns at once when that is finished.
 
     Args:
-        dataset: what to train on; see `common.data.dataset.load_training_data`.
+        data: what to train on; see `common.data.dataset.load_training_data`.
         run: run folder, made if absent.
         config: the whole config of the run, written to config.yaml and compared on resume.
         seed: of sample order, augmentation and model-side randomness.
@@ -52,7 +112,9 @@ def fit(
     Raises:
         ValueError: batch size that does not divide, another config or other data in `run`,
             damaged checkpoint, or a `run` that cannot be written.
+            Another process that trains in `run`.
         RuntimeError: a loss or gradient is not finite; nothing is saved after that.
+        SystemExit: a signal asked to stop; the run is saved and goes on with the same call.
     """
     accelerator = build_accelerator(precision=loop.precision, trackers=loop.trackers, run=run)
     parts = accelerator.num_processes * loop.accumulation
@@ -64,23 +126,287 @@ def fit(
     folder = RunFolder(run)
     if accelerator.is_main_process:
         _check_writable(folder.path)
-    with folder.logging(enabled=accelerator.is_main_process):
-        session = Session(task, accelerator, loop, folder, seed, dataset)
+    with ExitStack() as stack:
+        stack.enter_context(folder.logging(enabled=accelerator.is_main_process))
+        if accelerator.is_main_process:
+            stack.enter_context(only_start(folder.path))
+        stop = stack.enter_context(StopSignal().noted())
+        session = Session(task, accelerator, loop, folder, seed, data)
         session.open(config)
-        if session.done >= loop.steps:
+        if session.is_finished:
+            task.state_dict()  # makes averages whole
+            session.write_models()  # a kill may have come before them
             logger.info("%s is already finished: %d steps", folder.path, session.done)
             return session.result
-        session.open_loader(num_workers)
+        session.open_batches(num_workers)
         try:
-            session.train(profile)
+            session.train(profile, stop)
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
-        if isinstance(dataset, ImageDataset) and dataset.num_skipped:
-            text = "%d of %d training images are unreadable: others stood in for them"
-            logger.warning(text, dataset.num_skipped, len(dataset))
+        for warning in data.warnings():
+            logger.warning(warning)
         logger.info("%s is finished after %.0f s", folder.path, session.seconds)
         return session.result
+
+
+@dataclass
+class Session:
+    """One process's work on a run; `done` steps are finished."""
+
+    task: Task
+    accelerator: Accelerator
+    loop: LoopConfig
+    folder: RunFolder
+    seed: int
+    data: TrainingData
+    done: int = 0
+    seconds: float = 0.0  # training time of all sessions
+    places: dict[str, dict[str, int]] = field(default_factory=dict)  # of a stream's lanes
+    evaluation: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, list[float]] = field(default_factory=dict)  # name: [sum, count] since last log
+
+    @property
+    def result(self) -> dict[str, float]:
+        return {**self.evaluation, "seconds": self.seconds}
+
+    def open(self, config: object) -> None:
+        """Prepares the task and restores the newest checkpoint, if there is one."""
+        steps = self.folder.checkpoints.steps()
+        state: dict[str, Any] | None = None
+        if steps:
+            self.folder.check_config(config)
+            state = self.folder.checkpoints.load(steps[-1])
+            self.check_data(state)
+            self.done, self.seconds = steps[-1], state["seconds"]
+            self.evaluation, self.sums = state["evaluation"], state["sums"]
+            self.places = state.get("places", {})
+        self.task.prepare(self.accelerator)
+        if state is not None:
+            self.task.load_state_dict(scatter(state["task"], self.task.state_dict()))
+            logger.info("resumed %s after step %d", self.folder.path, self.done)
+            if state.get("steps", self.loop.steps) != self.loop.steps:
+                logger.warning(
+                    "loop.steps was %d and is now %d: schedules that depend on it jump to the new "
+                    "curve at step %d",
+                    state["steps"],
+                    self.loop.steps,
+                    self.done,
+                )
+        self.accelerator.wait_for_everyone()  # every rank has read before the main one writes
+        if self.is_finished:
+            return
+        if self.accelerator.is_main_process:
+            self.folder.start(config, self.done)
+        if self.loop.trackers:
+            plain = {key: str(value) for key, value in flatten(to_dict(config)).items()}
+            self.accelerator.init_trackers("trackers", config=plain)
+        precision, device = self.accelerator.mixed_precision, self.accelerator.device
+        logger.info("device %s, mixed precision %s", device, precision)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.done >= self.loop.steps
+
+    def check_data(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError when the run was started on other data than these."""
+        if state["num_images"] != self.data.size:
+            raise ValueError(
+                f"{self.folder.path} was started on {state['num_images']} {self.data.unit}, "
+                f"got {self.data.size}: the order of samples would differ"
+            )
+        now = self.data.identity
+        for name, before in state.get("data", now).items():
+            if before != now.get(name, before):
+                raise ValueError(
+                    f"{self.folder.path} was started on other data: {name} {before!r}, "
+                    f"now {now[name]!r}"
+                )
+
+    def open_batches(self, num_workers: int) -> None:
+        world_size = self.accelerator.num_processes
+        self.stream = self.data.batches(
+            batch_size=self.loop.batch_size // (world_size * self.loop.accumulation),
+            seed=self.seed,
+            start_step=self.done * self.loop.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=world_size,
+            num_workers=num_workers,
+            places=self.places,
+        )
+
+    def train(self, profile: int | None, stop: StopSignal) -> None:
+        meter, watch = Meter(self.loop.batch_size, self.loop.steps), Stopwatch()
+        measure = None
+        if profile is not None and profile + FIRST_STEP > self.loop.steps - self.done:
+            raise ValueError(
+                f"steps to profile: got {profile} (allowed: {FIRST_STEP} less than the "
+                f"{self.loop.steps - self.done} steps that are left, or fewer)"
+            )
+        if profile is not None and self.accelerator.is_main_process:
+            measure = StepProfile(profile, self.folder.path / "profile.txt")
+        bar = tqdm(
+            total=self.loop.steps,
+            initial=self.done,
+            disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )
+        with bar:
+            while self.done < self.loop.steps:
+                watch()
+                with record_function("data"):
+                    micro = [next(self.stream) for _ in range(self.loop.accumulation)]
+                    waited = watch()
+                    micro = [batch.to(self.accelerator.device) for batch in micro]
+                self.step(micro)
+                took = waited + watch()
+                meter.add(took, waited)
+                self.seconds += took
+                bar.update()
+                with record_function("logging"):
+                    if self.is_due(self.loop.log_every):
+                        self.log(meter, bar)
+                meter.add_other("logging", watch())
+                if measure is not None:
+                    measure()
+                with record_function("evaluation"):
+                    if self.is_due(self.loop.eval_every):
+                        self.evaluate()
+                    if self.is_due(self.loop.sample_every):
+                        self.draw()
+                meter.add_other("evaluation", watch())
+                signal_number = self.agreed(stop.number)
+                with record_function("saving"):
+                    if self.is_due(self.loop.save_every) or signal_number:
+                        self.save()
+                meter.add_other("saving", watch())
+                if signal_number and self.done < self.loop.steps:
+                    self.end_by(signal_number)
+        logger.info("time of this session: %s", time_text(meter.spent))
+
+    def agreed(self, number: int) -> int:
+        """The largest of all processes' numbers, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return number
+        own = torch.tensor([number], device=self.accelerator.device)
+        return int(self.accelerator.gather(own).max())
+
+    def end_by(self, number: int) -> None:
+        name = signal.Signals(number).name
+        logger.warning(
+            "stopped by %s after step %d, which is saved; the same command goes on", name, self.done
+        )
+        raise SystemExit(128 + number)
+
+    def is_due(self, interval: int | None) -> bool:
+        is_last = self.done == self.loop.steps
+        return is_last or (interval is not None and self.done % interval == 0)
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        """One training step; reads the device once for its scalars, which must be finite."""
+        torch.manual_seed(hash_integer(self.seed, self.done, self.accelerator.process_index))
+        try:
+            scalars = self.task.train_step(batches, self.done)
+            device = self.accelerator.device
+            scalars = {name: value.detach().float().to(device) for name, value in scalars.items()}
+            values = torch.stack(list(scalars.values())).tolist()
+            for name, value in zip(scalars, values, strict=True):
+                if not math.isfinite(value):
+                    raise NotFiniteError(f"{name} is {value}")
+        except NotFiniteError as error:
+            steps = self.folder.checkpoints.steps()
+            last = str(self.folder.checkpoints.path(steps[-1])) if steps else "none"
+            message = f"step {self.done}: {error}; last good checkpoint: {last}"
+            logger.error(message)
+            raise RuntimeError(message) from error
+        for name, value in zip(scalars, values, strict=True):
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1
+        self.done += 1
+
+    def log(self, meter: Meter, bar: tqdm[Any]) -> None:
+        """Means since the last log, over steps and ranks."""
+        names = [*self.sums]
+        values = [total / count for total, count in self.sums.values()]
+        if self.stream.num_skipped is not None:
+            names.append("skipped_images")
+            values.append(float(self.stream.num_skipped * self.accelerator.num_processes))
+        means = torch.tensor(values, device=self.accelerator.device)
+        means = self.accelerator.reduce(means, "mean")
+        scalars = dict(zip(names, means.tolist(), strict=True))
+        self.sums.clear()
+        text = progress_text(scalars, meter, self.done, memory_in_use(self.accelerator.device))
+        bar.set_postfix_str(text.split("  ", 1)[1])
+        logger.info(text)
+        speed = {
+            "images_per_second": meter.images_per_second,
+            "data_wait": meter.data_wait,
+            "evaluation_share": meter.share("evaluation"),
+            "saving_share": meter.share("saving"),
+        }
+        meter.restart()
+        self.record({"seconds": self.seconds, **speed, **scalars})
+
+    def record(self, scalars: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.append_metrics({"step": self.done, **scalars})
+        if self.loop.trackers:
+            self.accelerator.log(dict(scalars), step=self.done)
+
+    def evaluate(self) -> None:
+        torch.manual_seed(hash_integer(self.seed, self.done, EVALUATE))
+        self.evaluation = {name: float(v) for name, v in self.task.evaluate(self.done).items()}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in self.evaluation.items())
+        logger.info("evaluation after step %d: %s", self.done, shown)
+        self.record({f"eval/{name}": value for name, value in self.evaluation.items()})
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keeps the weights if they are the best so far; says once when they get worse."""
+        if (name := self.task.minimized) is None:
+            return
+        best, value = BestWeights(self.folder.path, name), self.evaluation[name]
+        is_main = self.accelerator.is_main_process
+        decision = [is_main and best.is_beaten_by(value)]
+        if broadcast_object_list(decision)[0]:
+            self.task.state_dict()  # makes the average whole on the main process
+            if is_main:
+                best.keep(self.done, value, self.task.save_pretrained)
+        elif is_main:
+            warn_of_rise(best, self.folder.metrics(), self.evaluation)
+
+    def draw(self) -> None:
+        torch.manual_seed(hash_integer(self.seed, self.done, SAMPLE))
+        picture = self.task.sample(self.done)
+        if picture is not None and self.accelerator.is_main_process:
+            save_image(picture, self.folder.sample_file(self.done))
+
+    def save(self) -> None:
+        own = [self.stream.state_dict()]  # a list, as gathering joins lists
+        self.places = {k: v for part in gather_object(own) for k, v in part.items()}
+        state = {
+            "task": gather(self.task.state_dict(), keep=self.accelerator.is_main_process),
+            "steps": self.loop.steps,
+            "num_images": self.data.size,
+            "data": self.data.identity,
+            "places": self.places,
+            "seconds": self.seconds,
+            "evaluation": self.evaluation,
+            "sums": self.sums,
+        }
+        if self.accelerator.is_main_process:
+            keep = self.loop.keep_checkpoints
+            self.folder.checkpoints.save(self.done, state, keep=keep)
+        self.write_models()
+
+    def write_models(self) -> None:
+        """The model folders of the weights at hand; `gather` has made averages whole."""
+        if self.accelerator.is_main_process:
+            self.task.save_pretrained(self.folder.path)
+            if self.task.minimized is not None:
+                logger.info(BestWeights(self.folder.path, self.task.minimized).describe(self.done))
+        self.accelerator.wait_for_everyone()
 
 
 def _check_writable(run: Path) -> None:

@@ -9,14 +9,11 @@ from typing import Protocol, TypeVar
 
 from lambda24.common.config import load_config, to_yaml
 from lambda24.common.config_keys import PrintKeys
-from lambda24.common.data.batches import SampleSource
+from lambda24.common.data.batches import TrainingData
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset, load_training_data
-from lambda24.common.data.streaming import StreamedImages
 from lambda24.common.training.estimate import epochs_text
 from lambda24.common.training.loop import LoopConfig, fit
 from lambda24.common.training.task import Task
-
-TrainingData = SampleSource | StreamedImages
 
 
 class TrainingConfig(Protocol):

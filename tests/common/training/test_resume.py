@@ -67,7 +67,7 @@ def test_digest_sees_the_seed_of_each_step(
     whole: tuple[ToyTask, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The resume test would notice a wrong dropout mask."""
-    monkeypatch.setattr("lambda24.common.training.session.hash_integer", lambda *values: 5)
+    monkeypatch.setattr("lambda24.common.training.loop.hash_integer", lambda *values: 5)
     task, _ = train(toy_config(log_every=2, save_every=3), tmp_path / "other")
     assert task.seen == whole[0].seen
     assert task.digest() != whole[0].digest()

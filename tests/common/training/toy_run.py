@@ -64,6 +64,7 @@ class ToyTask(Task):
         self.seen: list[list[int]] = []
         self.averaged = 0  # numbers of the average in this process's memory, after an update
         self.kill_at: int | None = None
+        self.signal_at: tuple[int, int] | None = None  # step, number of the signal
         self.poison: tuple[int, str] | None = None
         self.held_out: list[float] = []  # what the evaluations after steps 1, 2, ... say
 
@@ -75,6 +76,8 @@ class ToyTask(Task):
     def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         if step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.signal_at is not None and step == self.signal_at[0]:
+            os.kill(os.getpid(), self.signal_at[1])
         if self.poison == (step, "gradient"):
             self.plain.get_parameter("4.bias").register_hook(lambda gradient: gradient / 0)
 
