@@ -1,8 +1,11 @@
-"""Small text files, never half-written."""
+"""Files and folders, never half-written."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,3 +16,36 @@ def replace_text(path: str | Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that becomes `path` when the block succeeds.
+
+    An exception removes it; a killed process leaves only a `.tmp` folder that nothing reads and the
+    next writer clears. An existing `path` is replaced after the new folder is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    replaced = path.with_name(path.name + ".old.tmp")
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                sync(file)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(file: Path) -> None:
+    """Waits until a file is on the disk."""
+    with open(file, "rb+") as handle:
+        os.fsync(handle.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lambda24.common.config import load_config, shipped_configs
-from lambda24.common.training.tracking import RunFolder
+from lambda24.common.training.run_folder import RunFolder
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.tokenizer import ImageTokenizer
 from lambda24.tokenizer.model import TokenizerConfig

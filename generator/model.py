@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from lambda24.common.config import from_dict, to_dict
-from lambda24.common.training.checkpoint import PretrainedModel
+from lambda24.common.pretrained import PretrainedModel
 from lambda24.generator.blocks import Block, Vectors
 from lambda24.generator.cache import KVCache, Modulation
 from lambda24.generator.config import GeneratorConfig

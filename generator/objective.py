@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lambda24.common.config import config_class
-from lambda24.common.optim.schedule import NotFiniteError
+from lambda24.common.optim.gradients import NotFiniteError
 from lambda24.tokenizer import TokenSpec
 
 ScaleWeights = Literal["uniform", "inverse_side"]

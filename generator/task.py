@@ -19,7 +19,9 @@ from lambda24.common.data.dataset import Batch, ImageDataset, uniform_from_keys
 from lambda24.common.images import from_uint8
 from lambda24.common.metrics.reference import spread
 from lambda24.common.optim.build import build_any_optimizer
-from lambda24.common.optim.schedule import EMA, gradient_step, warn_of_long_warmup
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import gradient_step
+from lambda24.common.optim.schedule import warn_of_long_warmup
 from lambda24.common.training.loop import Task
 from lambda24.generator.blocks import Block
 from lambda24.generator.heads import TokenLoss

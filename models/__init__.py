@@ -1,1 +1,1 @@
-"""Trained models that come with the package, a pipeline folder each; see `common.packaged`."""
+"""Trained models that come with the package, a pipeline folder each; see `common.pretrained`."""

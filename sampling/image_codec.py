@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lambda24.common.images import from_uint8, to_uint8
-from lambda24.common.training.checkpoint import PretrainedModel, state_digest
+from lambda24.common.pretrained import PretrainedModel, state_digest
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.phases import (
     flat_positions,

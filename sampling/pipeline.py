@@ -23,15 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lambda24.common.config import to_dict
-from lambda24.common.files import replace_text
+from lambda24.common.files import atomic_folder, replace_text
 from lambda24.common.images import from_pil, from_uint8, to_pil
-from lambda24.common.training.checkpoint import (
-    WEIGHTS_FILE,
-    atomic_folder,
-    download_folder,
-    state_digest,
-    store_as,
-)
+from lambda24.common.pretrained import WEIGHTS_FILE, download_folder, state_digest, store_as
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.compiled import compiled, is_compiled
 from lambda24.sampling.editing import edit, white_area

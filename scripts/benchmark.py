@@ -36,7 +36,7 @@ import torch
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
-from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.launch import resolve_precision
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.scripts.benchmarks.head import time_heads
 from lambda24.scripts.benchmarks.machine_speed import measure_speed

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
-from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.launch import resolve_precision
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.tokenizer import ImageTokenizer
 from lambda24.tokenizer.token_cache import make_plan, start_cache, write_shards

@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Sequence
 
 from lambda24.common.command_line import run_program
+from lambda24.common.optim.adamw import OptimizerConfig
 from lambda24.common.optim.build import AnyOptimizerConfig, DionConfig, MuonConfig
-from lambda24.common.optim.schedule import OptimizerConfig
 from lambda24.generator.cost import ASSUMED_TFLOPS
 from lambda24.generator.presets import IMAGENET_CLASSES, PRESETS, preset
 from lambda24.scripts.reports.presets import preset_table

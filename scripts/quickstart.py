@@ -29,9 +29,8 @@ from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
 from lambda24.common.images import from_uint8, make_grid, save_image, to_uint8
 from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.metrics.reference import spread
-from lambda24.common.training.best import BestWeights
 from lambda24.common.training.loop import Task, fit
-from lambda24.common.training.tracking import RunFolder
+from lambda24.common.training.run_folder import BestWeights, RunFolder
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.generator.task import GeneratorTask
 from lambda24.sampling import Pipeline, SamplingConfig

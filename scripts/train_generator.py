@@ -17,7 +17,7 @@ from lambda24.common.data.dataset import (
     load_training_sample,
 )
 from lambda24.common.training.estimate import is_local
-from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.launch import resolve_precision
 from lambda24.common.training.program import training_program
 from lambda24.generator.frozen_tokenizer import (
     check_same_tokenizer,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lambda24.common.config import config_class, from_dict, to_dict
-from lambda24.common.training.checkpoint import PretrainedModel
+from lambda24.common.pretrained import PretrainedModel
 from lambda24.tokenizer.autoencoders.build import AutoencoderConfig, build_autoencoder
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
 from lambda24.tokenizer.pyramid.multiscale import (

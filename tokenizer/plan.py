@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lambda24.common.training.estimate import activations_per_image, estimate_memory, length_text
-from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.launch import resolve_precision
 from lambda24.tokenizer.adversary.discriminators import (
     DinoConfig,
     StyleGAN2Config,

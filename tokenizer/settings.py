@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lambda24.common.config import config_class
 from lambda24.common.data.settings import DataConfig
-from lambda24.common.optim.schedule import OptimizerConfig
+from lambda24.common.optim.adamw import OptimizerConfig
 from lambda24.common.training.loop import LoopConfig
 from lambda24.tokenizer.adversary.adversary import AdversaryConfig
 from lambda24.tokenizer.losses import ReconstructionLossConfig

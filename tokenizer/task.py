@@ -21,7 +21,10 @@ from lambda24.common.data.dataset import Batch, ImageDataset, uniform_from_keys
 from lambda24.common.images import from_uint8, make_grid, to_uint8
 from lambda24.common.metrics.pairs import psnr
 from lambda24.common.metrics.reference import spread
-from lambda24.common.optim.schedule import EMA, build_optimizer, gradient_step, warn_of_long_warmup
+from lambda24.common.optim.adamw import build_optimizer
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import gradient_step
+from lambda24.common.optim.schedule import warn_of_long_warmup
 from lambda24.common.training.loop import Task
 from lambda24.tokenizer.adversary.adaptive import adaptive_weight
 from lambda24.tokenizer.adversary.adversary import Adversary, AdversaryConfig

@@ -24,7 +24,7 @@ from lambda24.common.data.cut import FLIP_STREAM
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
 from lambda24.common.files import replace_text
 from lambda24.common.images import from_uint8
-from lambda24.common.training.checkpoint import state_digest
+from lambda24.common.pretrained import state_digest
 from lambda24.tokenizer.model import ImageTokenizer
 from lambda24.tokenizer.token_shards import is_whole, read_shard, shard_file, write_shard
 

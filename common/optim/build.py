@@ -16,9 +16,9 @@ from pydantic import Discriminator, Field, Tag
 from torch import nn
 
 from lambda24.common.config import config_class
-from lambda24.common.optim.dion import Dion
-from lambda24.common.optim.orthonormal import Orthonormalization
-from lambda24.common.optim.schedule import OptimizerConfig, ScheduleConfig, build_optimizer
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.dion import Dion, Orthonormalization
+from lambda24.common.optim.schedule import ScheduleConfig
 from lambda24.common.training.fsdp import shard_optimizer_state
 
 Role = Literal["vector", "embedding", "unembedding", "matrix"]

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from lambda24.common.data.batches import hash_integer
-from lambda24.common.optim.orthonormal import Orthonormalization, orthonormal_columns
-from lambda24.common.optim.row_matrix import RowMatrix, local_part
 
+Orthonormalization = Literal["auto", "qr", "rcqr"]
+
+SKETCH_FACTOR, SKETCH_MULTIPLE = 1.25, 128  # rows of a sketch a column; of which a multiple is made
 ALGORITHMS = ("dion", "lion", "adamw")
 NORM_EPSILON = 1e-8
 ADAM_EPSILON = 1e-8
@@ -243,3 +246,170 @@ def _adamw(parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]
     weight.mul_(1 - group["lr"] * group["weight_decay"])
     update = mean / root
     weight.add_(update.to(weight.dtype), alpha=-group["lr"] / (1 - beta_1**step))
+
+
+@dataclass(frozen=True)
+class RowMatrix:
+    """A parameter as `(out, in)` of which this process holds rows, whole if it is no DTensor.
+
+    The update runs on the orientation (m, n) with m >= n; `tall` are the m rows, `wide` the n.
+    """
+
+    parameter: nn.Parameter
+    rows: Rows  # of `out`
+    num_inputs: int
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter) -> RowMatrix:
+        total = parameter.shape[0]
+        num_inputs = parameter.numel() // total
+        if not isinstance(parameter, DTensor):
+            return cls(parameter, Rows.all(total), num_inputs)
+        mesh = parameter.device_mesh
+        sharded = [axis for axis, how in enumerate(parameter.placements) if how != Replicate()]
+        if not sharded:
+            return cls(parameter, Rows.all(total), num_inputs)
+        if len(sharded) > 1 or parameter.placements[sharded[0]] != Shard(0):
+            raise ValueError(
+                f"dion works on rows: placements must be one Shard(0) and Replicate, got "
+                f"{parameter.placements}"
+            )
+        most = math.ceil(total / mesh.size(sharded[0]))
+        start = min(total, mesh.get_local_rank(sharded[0]) * most)
+        count = min(most, total - start)
+        rows = Rows(start, count, total, most, mesh.get_group(sharded[0]))
+        return cls(parameter, rows, num_inputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.parameter.dtype, torch.float32)
+
+    @property
+    def is_transposed(self) -> bool:
+        return self.rows.total < self.num_inputs
+
+    @property
+    def tall(self) -> Rows:
+        return Rows.all(self.num_inputs) if self.is_transposed else self.rows
+
+    @property
+    def wide(self) -> Rows:
+        return self.rows if self.is_transposed else Rows.all(self.num_inputs)
+
+    def as_rows(self, local: Tensor) -> Tensor:
+        """State whose rows lie where the parameter's do."""
+        if not isinstance(self.parameter, DTensor):
+            return local
+        return self._distribute(local, self.rows.total, self.parameter.placements)
+
+    def as_replica(self, local: Tensor) -> Tensor:
+        """State that every process holds whole."""
+        if not isinstance(self.parameter, DTensor):
+            return local
+        everywhere = tuple(Replicate() for _ in self.parameter.placements)
+        return self._distribute(local, len(local), everywhere)
+
+    def _distribute(
+        self, local: Tensor, num_rows: int, placements: tuple[Placement, ...]
+    ) -> Tensor:
+        assert isinstance(self.parameter, DTensor)
+        width = local.shape[1]
+        distributed: Tensor = DTensor.from_local(
+            local.contiguous(),
+            self.parameter.device_mesh,
+            placements,
+            shape=torch.Size((num_rows, width)),
+            stride=(width, 1),
+        )
+        return distributed
+
+
+def local_part(x: Tensor | None) -> Tensor:
+    """What this process holds of `x`; writing to it writes to `x`."""
+    assert x is not None
+    local: Tensor = x.to_local() if isinstance(x, DTensor) else x
+    return local
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows [start, start + count) of `total` that this process holds.
+
+    Args:
+        group: who holds the others, `most` rows at most; None: all are here.
+    """
+
+    start: int
+    count: int
+    total: int
+    most: int
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def all(cls, total: int) -> Rows:
+        return cls(0, total, total, total)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of everybody's `x`, which may be overwritten."""
+        if self.group is not None:
+            x = x.contiguous()
+            dist.all_reduce(x, group=self.group)
+        return x
+
+    def gather(self, x: Tensor) -> tuple[Tensor, int]:
+        """Everybody's `x` of one shape on top of each other, and where our own begins."""
+        if self.group is None:
+            return x, 0
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
+        return torch.cat(parts), dist.get_rank(self.group) * len(x)
+
+
+def orthonormal_columns(
+    matrix: Tensor, rows: Rows, generator: torch.Generator, method: Orthonormalization = "auto"
+) -> Tensor:
+    """Our rows of an orthonormal basis of the columns of the whole matrix.
+
+    Args:
+        matrix: `(rows.count, r)`, our rows of a matrix `(rows.total, r)`.
+        generator: of the sketch of "rcqr"; in the same state on all processes.
+        method: "qr" is Householder's; "rcqr" a triangle from a Gaussian sketch and one Cholesky
+            pass, faster on a GPU; "auto" chooses by device. A matrix that is not taller than wide,
+            and one whose columns are dependent, always get "qr".
+    """
+    if method == "auto":
+        method = "rcqr" if matrix.device.type == "cuda" else "qr"
+    if method == "rcqr" and rows.total > matrix.shape[1]:
+        basis = _sketched(matrix, rows, generator)
+        if basis is not None:
+            return basis
+    return _householder(matrix, rows)
+
+
+def _householder(matrix: Tensor, rows: Rows) -> Tensor:
+    """QR; over several processes the QR of the stacked triangles of everybody's rows."""
+    basis, triangle = torch.linalg.qr(matrix)
+    if rows.group is None:
+        return basis
+    height = min(rows.most, matrix.shape[1])
+    padded = matrix.new_zeros(height, matrix.shape[1])
+    padded[: len(triangle)] = triangle
+    stacked, first = rows.gather(padded)
+    return basis @ torch.linalg.qr(stacked).Q[first : first + len(triangle)]
+
+
+def _sketched(matrix: Tensor, rows: Rows, generator: torch.Generator) -> Tensor | None:
+    """Randomised Cholesky QR; None when the columns are dependent."""
+    width = matrix.shape[1]
+    height = SKETCH_MULTIPLE * math.ceil(SKETCH_FACTOR * width / SKETCH_MULTIPLE)
+    sketch = torch.randn(
+        height, rows.total, generator=generator, device=matrix.device, dtype=matrix.dtype
+    )
+    sketch = sketch[:, rows.start : rows.start + rows.count] / math.sqrt(height)
+    triangle = torch.linalg.qr(rows.sum(sketch @ matrix), mode="r").R
+    basis = torch.linalg.solve_triangular(triangle, matrix, upper=True, left=False)
+    factor, info = torch.linalg.cholesky_ex(rows.sum(basis.T @ basis), upper=True)
+    # Sums are equal on all processes, so all decide alike.
+    if int(info) or not bool(torch.isfinite(factor).all()):
+        return None
+    return torch.linalg.solve_triangular(factor, basis, upper=True, left=False)

@@ -8,49 +8,12 @@ tensors, so it can be resumed on any number of processes, sharded or not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-
-def wants_sharding() -> bool:
-    """Whether the launcher asked for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def set_up_sharding(accelerator: Accelerator) -> None:
-    """Makes a launch with FSDP do what this project needs; otherwise changes nothing.
-
-    Raises:
-        ValueError: FSDP of version 1.
-    """
-    state = accelerator.state
-    if not wants_sharding() or accelerator.num_processes == 1:
-        return
-    if state.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate ignores its plugin on CPUs, where FSDP2 works as well.
-        state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-    plugin = state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp_version: got {plugin.fsdp_version} (allowed: 2)")
-    if "FSDP_AUTO_WRAP_POLICY" not in os.environ:
-        plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        plugin.transformer_cls_names_to_wrap = None  # those of `_no_split_modules`
-    # Every rank initialises the same weights, so nothing needs to be sent. Parameters stay fp32:
-    # autocast chooses what is computed in bf16, and quantizers and normalisers must not be.
-    plugin.cpu_ram_efficient_loading = False
-    plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def gather(state: Any, *, keep: bool = True) -> Any:

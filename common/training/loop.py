@@ -13,6 +13,7 @@ import math
 import signal
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,30 +23,28 @@ from typing import Annotated, Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 from pydantic import Field
+from torch import Tensor, nn
 from torch.profiler import record_function
 from tqdm import tqdm
 
 from lambda24.common.config import config_class, to_dict
 from lambda24.common.data.batches import Batch, TrainingData, hash_integer
 from lambda24.common.images import save_image
-from lambda24.common.optim.schedule import NotFiniteError
-from lambda24.common.training.best import BestWeights, warn_of_rise
+from lambda24.common.optim.gradients import NotFiniteError
 from lambda24.common.training.fsdp import gather, scatter
 from lambda24.common.training.interruption import StopSignal, only_start
-from lambda24.common.training.launch import build_accelerator
-from lambda24.common.training.precision import Precision
+from lambda24.common.training.launch import Precision, build_accelerator
 from lambda24.common.training.profiling import FIRST_STEP, StepProfile
-from lambda24.common.training.task import Task
-from lambda24.common.training.tracking import (
+from lambda24.common.training.progress import (
     Meter,
-    RunFolder,
     Stopwatch,
-    flatten,
     memory_in_use,
     progress_text,
     time_text,
 )
+from lambda24.common.training.run_folder import BestWeights, RunFolder, flatten, warn_of_rise
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,60 @@ class LoopConfig:
     sample_every: Interval | None = None
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     trackers: tuple[Tracker, ...] = ()
+
+
+class Task(ABC):
+    """An algorithm that `fit` can train."""
+
+    modules: dict[str, nn.Module]  # trainable modules by name, wrapped in place by `prepare`
+    minimized: str | None = None  # the evaluation's scalar whose best weights a run keeps
+
+    @abstractmethod
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Wraps modules and optimizers; called once, before any state is loaded.
+
+        Give `accelerator.prepare` each module together with its optimizer, as sharding replaces
+        the parameters in both.
+        """
+
+    @abstractmethod
+    def train_step(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        """One optimizer step over the micro-batches; returns detached scalars.
+
+        Calls backward (under `accelerator.no_sync` for all micro-batches but the last), clips with
+        `clip_gradients`, sets the learning rate, steps, zeroes gradients and updates averages.
+        The names returned are the same on all ranks.
+        Batches are on the device; torch's global generator is already seeded for this step.
+        """
+
+    @abstractmethod
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Scalars on held-out data, called on all ranks; `step` optimizer steps are done.
+
+        Leaves the modules in training mode.
+        """
+
+    @abstractmethod
+    def sample(self, step: int) -> Image.Image | None:
+        """A picture for samples/, called on all ranks; None: this task has none.
+
+        Leaves the modules in training mode.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Modules, optimizers, averages: tensors, which may be sharded, and plain numbers only.
+
+        Called on all ranks; after it `EMA.average` is whole on the main process.
+        """
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`; tensors come on the CPU, or sharded as `state_dict` has them."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes model folders into the run folder; main process, after each checkpoint."""
 
 
 def fit(

@@ -12,8 +12,7 @@ from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.batches import TrainingData
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset, load_training_data
 from lambda24.common.training.estimate import epochs_text
-from lambda24.common.training.loop import LoopConfig, fit
-from lambda24.common.training.task import Task
+from lambda24.common.training.loop import LoopConfig, Task, fit
 
 
 class TrainingConfig(Protocol):

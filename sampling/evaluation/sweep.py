@@ -21,7 +21,7 @@ from lambda24.common.config import config_class, from_dict, to_dict
 from lambda24.common.data.dataset import ImageDataset
 from lambda24.common.files import replace_text
 from lambda24.common.metrics.pairs import save_metrics
-from lambda24.common.training.tracking import flatten
+from lambda24.common.training.run_folder import flatten
 from lambda24.sampling.evaluation.protocol import (
     EvaluationConfig,
     EvaluationResult,

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from lambda24.common.optim.schedule import EMA, OptimizerConfig, build_optimizer, clip_gradients
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import clip_gradients
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.presets import LEECH_CODES, LEECH_DIM, preset

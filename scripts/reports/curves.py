@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambda24.common.training.tracking import RunFolder
+from lambda24.common.training.run_folder import RunFolder
 from lambda24.scripts.reports.plots import color, legend_above, log_axis, new_figure, ordered_colors
 
 if TYPE_CHECKING:

@@ -22,7 +22,9 @@ from lambda24.common.config import config_class
 from lambda24.common.data.dataset import Batch, DataConfig, ImageDataset
 from lambda24.common.images import from_uint8, make_grid, to_uint8
 from lambda24.common.metrics.reference import SubsetImages, image_batches, spread
-from lambda24.common.optim.schedule import EMA, OptimizerConfig, build_optimizer, gradient_step
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import gradient_step
 from lambda24.common.training.loop import LoopConfig, Task
 from lambda24.tokenizer.autoencoders.build import AutoencoderConfig, build_autoencoder
 from lambda24.tokenizer.losses import ReconstructionLoss, ReconstructionLossConfig

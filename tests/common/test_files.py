@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lambda24.common.files import replace_text
+from lambda24.common.files import atomic_folder, replace_text
 
 
 def test_a_failure_leaves_the_old_text(tmp_path: Path) -> None:
@@ -14,3 +14,18 @@ def test_a_failure_leaves_the_old_text(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         replace_text(path, "half \ud800")
     assert path.read_text(encoding="utf-8") == "äöü\n"
+
+
+def test_atomic_folder(tmp_path: Path) -> None:
+    target = tmp_path / "step"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    with pytest.raises(KeyError), atomic_folder(target) as folder:  # noqa: PT012
+        (folder / "a").write_text("2")
+        raise KeyError
+    assert (target / "a").read_text() == "1"
+    with atomic_folder(target) as folder:
+        (folder / "b").write_text("3")
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lambda24.common import packaged
-from lambda24.common.packaged import packaged_folder
-from lambda24.common.training.checkpoint import download_folder
+from lambda24.common import pretrained
+from lambda24.common.pretrained import download_folder, packaged_folder
 from lambda24.sampling import Pipeline
 from lambda24.tokenizer import ImageTokenizer
 from tests.sampling.tiny_pipeline import tiny_pipeline
@@ -19,7 +18,7 @@ from tests.sampling.tiny_pipeline import tiny_pipeline
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation that holds "digits" alone."""
     tiny_pipeline((), num_classes=3).save_pretrained(tmp_path / "models" / "digits")
-    monkeypatch.setattr(packaged, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(pretrained, "MODELS", tmp_path / "models")
     return tmp_path / "models"
 
 
@@ -45,7 +44,7 @@ def test_names_without_a_model_are_refused_offline(
     def no_download(*arguments: object, **options: object) -> None:
         raise AssertionError("asked the Hub")
 
-    monkeypatch.setattr("lambda24.common.training.checkpoint.snapshot_download", no_download)
+    monkeypatch.setattr("lambda24.common.pretrained.snapshot_download", no_download)
     message = "'cifar10' is not part of this installation, which holds: digits"
     with pytest.raises(ValueError, match=message):
         Pipeline.from_pretrained("cifar10")

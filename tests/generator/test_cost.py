@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lambda24.common.optim.schedule import OptimizerConfig
+from lambda24.common.optim.adamw import OptimizerConfig
 from lambda24.generator.cost import cost_text, gpu_hours, training_flops
 from lambda24.generator.heads import CategoricalHeadConfig
 from lambda24.generator.model import GeneratorConfig, NextScaleGenerator

@@ -8,13 +8,9 @@ import torch
 from lambda24.common.config import from_dict
 from lambda24.common.data.dataset import DataConfig, load_dataset
 from lambda24.common.images import from_uint8
-from lambda24.common.optim.schedule import (
-    OptimizerConfig,
-    build_optimizer,
-    clip_gradients,
-    lr_at,
-    set_lr,
-)
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.gradients import clip_gradients
+from lambda24.common.optim.schedule import lr_at, set_lr
 from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
 from lambda24.sampling.generate import SamplingConfig, generate
 from lambda24.tokenizer import ImageTokenizer, TokenizerConfig

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lambda24.common.config import to_yaml
 from lambda24.common.data.dataset import DataConfig, load_dataset
-from lambda24.common.training.tracking import RunFolder
+from lambda24.common.training.run_folder import RunFolder
 from lambda24.scripts import plot_run
 from lambda24.scripts.reports.usage import draw_usage
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig

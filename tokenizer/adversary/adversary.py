@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lambda24.common.config import config_class
 from lambda24.common.data.batches import Batch
-from lambda24.common.optim.schedule import OptimizerConfig, build_optimizer, gradient_step
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.gradients import gradient_step
 from lambda24.tokenizer.adversary.diffaugment import DiffAugmentConfig, diff_augment
 from lambda24.tokenizer.adversary.discriminators import DiscriminatorConfig, build_discriminator
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lambda24.common.config import config_class
 from lambda24.common.metrics.perceptual import efficientnet_lite0, fuse_batch_norms
-from lambda24.common.training.precision import Precision, resolve_precision
+from lambda24.common.training.launch import Precision, resolve_precision
 from lambda24.tokenizer.teachers.weights import IMAGENET_MEAN, IMAGENET_STD, load_dinov2, load_timm
 
 LAST_BLOCKS = {8: 2, 16: 4, 32: 6}

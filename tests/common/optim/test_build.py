@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lambda24.common.config import config_class, from_dict, load_config, to_dict
+from lambda24.common.optim.adamw import OptimizerConfig
 from lambda24.common.optim.build import (
     AnyOptimizerConfig,
     DionConfig,
@@ -18,7 +19,7 @@ from lambda24.common.optim.build import (
     parameter_roles,
 )
 from lambda24.common.optim.dion import Dion
-from lambda24.common.optim.schedule import OptimizerConfig, set_lr
+from lambda24.common.optim.schedule import set_lr
 
 
 @config_class

@@ -8,15 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lambda24.common.optim.schedule import (
-    EMA,
-    NotFiniteError,
-    OptimizerConfig,
-    build_optimizer,
-    clip_gradients,
-    lr_at,
-    set_lr,
-)
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import NotFiniteError, clip_gradients
+from lambda24.common.optim.schedule import lr_at, set_lr
 
 
 class Model(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lambda24.common.training.best import BestWeights, is_first_rise
+from lambda24.common.training.run_folder import BestWeights, is_first_rise
 from tests.common.training.toy_run import program, toy_config, train, two_processes
 
 VALUES = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0, 8.0, 9.0]

@@ -30,7 +30,9 @@ from lambda24.common.data.batches import Batch, uniform_from_keys
 from lambda24.common.data.dataset import DataConfig, ImageDataset
 from lambda24.common.data.sources import Table
 from lambda24.common.images import make_grid
-from lambda24.common.optim.schedule import EMA, OptimizerConfig, build_optimizer, gradient_step
+from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
+from lambda24.common.optim.ema import EMA
+from lambda24.common.optim.gradients import gradient_step
 from lambda24.common.training.fsdp import gather
 from lambda24.common.training.loop import LoopConfig, Task, fit
 

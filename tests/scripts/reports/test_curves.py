@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lambda24.common.training.tracking import RunFolder
+from lambda24.common.training.run_folder import RunFolder
 from lambda24.scripts.reports.curves import (
     Panel,
     comparison_panels,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 from lambda24.common.data.batches import Batch
-from lambda24.common.optim.schedule import OptimizerConfig
+from lambda24.common.optim.adamw import OptimizerConfig
 from lambda24.tokenizer.adversary.adversary import (
     Adversary,
     AdversaryConfig,

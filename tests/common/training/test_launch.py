@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lambda24.common.training.precision import resolve_precision
+from lambda24.common.training.launch import resolve_precision
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""What is written to disk and read back: model folders, training checkpoints, atomic renames.
+"""Trained models: module folders of `config.json` + `model.safetensors`, packaged ones, the Hub's.
 
-A model folder is `config.json` + `model.safetensors`. A training checkpoint is one folder per step
-that appears complete or not at all. Nothing here is ever unpickled without `weights_only=True`.
+Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,11 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lambda24.common.packaged import packaged_folder
+from lambda24.common.files import sync
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-STATE_FILE = "state.pt"
+
+NAMES = ("digits", "cifar10")
+MODELS = Path(__file__).resolve().parents[1] / "models"  # beside `common` in a checkout, too
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -91,7 +89,7 @@ class PretrainedModel(
             super().save_pretrained(staging, model_card_kwargs=model_card_kwargs)
             for file in sorted(Path(staging).iterdir(), key=lambda file: file.name == CONFIG_FILE):
                 if file.name != "README.md" or not (target / file.name).exists():
-                    _sync(file)
+                    sync(file)
                     os.replace(file, target / file.name)
         if push_to_hub:
             name = repo_id or target.name
@@ -124,7 +122,7 @@ class PretrainedModel(
     ) -> Model:
         """Loads from a model folder, a run folder with a `folder_name` subfolder, or a Hub id.
 
-        Or by the name of a packaged model (`common.packaged`). A local folder never touches the
+        Or by the name of a packaged model (`packaged_folder`). A local folder never touches the
         network. The model is returned on the CPU in eval mode.
 
         Raises:
@@ -183,85 +181,6 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     module.load_state_dict(tensors)
 
 
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path` that becomes `path` when the block succeeds.
-
-    An exception removes it; a killed process leaves only a `.tmp` folder that nothing reads and the
-    next writer clears. An existing `path` is replaced after the new folder is complete.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    replaced = path.with_name(path.name + ".old.tmp")
-    for leftover in (temporary, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-class Checkpoints:
-    """The `step_N` folders of a run, each complete: `state.pt` is written before the rename."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}"
-
-    def steps(self) -> list[int]:
-        """Steps that can be resumed from, ascending."""
-        names = [path.parent.name for path in self.folder.glob(f"step_*/{STATE_FILE}")]
-        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
-
-    def save(self, step: int, state: Mapping[str, Any], *, keep: int) -> Path:
-        """Writes `state`, and only then removes all but the newest `keep` checkpoints.
-
-        Raises:
-            TypeError: something in `state` that `load` would refuse.
-        """
-        _check_plain(state, "state")
-        with atomic_folder(self.path(step)) as folder:
-            torch.save(dict(state), folder / STATE_FILE)
-        for old in self.steps()[: -max(keep, 1)]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
-        return self.path(step)
-
-    def load(self, step: int) -> dict[str, Any]:
-        """Reads the state of one step onto the CPU.
-
-        Raises:
-            ValueError: damaged file.
-        """
-        file = self.path(step) / STATE_FILE
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
-            raise ValueError(f"{file} is damaged and cannot be resumed from: {error}") from error
-        return state
-
-
-def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif value is not None and type(value) not in (Tensor, nn.Parameter, int, float, bool, str):
-        raise TypeError(f"{where} is a {type(value)}, not a tensor or plain number")
-
-
 def _model_from_config(cls: type[Model], path: Path) -> Model:
     try:
         return cls.from_config_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -276,7 +195,7 @@ def store_as(path: str | Path, dtype: torch.dtype) -> None:
     rounded = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
     save_file(rounded, temporary, metadata={"format": "pt"})
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
 
 
@@ -301,6 +220,19 @@ def download_folder(source: str, *, patterns: list[str], **options: Any) -> str:
         ) from error
 
 
-def _sync(file: Path) -> None:
-    with open(file, "rb+") as handle:
-        os.fsync(handle.fileno())
+def packaged_folder(name: str) -> Path | None:
+    """The folder of a packaged model; None if no model has this name.
+
+    Raises:
+        ValueError: a model of this name that the installation does not hold.
+    """
+    if name not in NAMES:
+        return None
+    folder = MODELS / name
+    if not folder.is_dir():
+        held = [other for other in NAMES if (MODELS / other).is_dir()]
+        raise ValueError(
+            f"the model {name!r} is not part of this installation, which holds: "
+            f"{', '.join(held) or 'none'}"
+        )
+    return folder

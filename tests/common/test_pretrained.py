@@ -1,4 +1,4 @@
-"""Model folders, training checkpoints, and crashes in the middle of writing them."""
+"""Model folders, and crashes in the middle of writing them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lambda24.common.training import checkpoint
-from lambda24.common.training.checkpoint import Checkpoints, PretrainedModel, atomic_folder
+from lambda24.common import pretrained
+from lambda24.common.pretrained import PretrainedModel
 
 
 class Tiny(PretrainedModel):
@@ -39,7 +39,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a local folder must not touch the network")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr(pretrained, "snapshot_download", refuse)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_crash_while_saving_keeps_the_old_model(
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", crash)
+    monkeypatch.setattr(pretrained, "save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         Tiny(5).save_pretrained(tmp_path)
     assert torch.equal(Tiny.from_pretrained(tmp_path).layer.weight, old.layer.weight)
@@ -126,9 +126,9 @@ def test_missing_folder(name: str) -> None:
 
 def test_unknown_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
-        raise checkpoint.LocalEntryNotFoundError("no connection")
+        raise pretrained.LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", offline)
+    monkeypatch.setattr(pretrained, "snapshot_download", offline)
     with pytest.raises(ValueError, match="'me/model' is neither a local folder nor"):
         Tiny.from_pretrained("me/model")
 
@@ -143,7 +143,7 @@ def test_hub_download_is_limited_to_the_model(
         asked.update(options, name=name)
         return str(tmp_path)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
+    monkeypatch.setattr(pretrained, "snapshot_download", snapshot)
     assert Tiny.from_pretrained("me/model", revision="v1").width == 4
     assert (asked["name"], asked["revision"]) == ("me/model", "v1")
     assert "tiny/model.safetensors" in asked["allow_patterns"]
@@ -169,78 +169,3 @@ def test_push_to_hub_uploads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(uploaded) == {"config.json", "model.safetensors", "README.md"}
     assert json.loads(uploaded["config.json"]) == {"width": 4}
     assert b"lambda24" in uploaded["README.md"]
-
-
-def test_atomic_folder(tmp_path: Path) -> None:
-    target = tmp_path / "step"
-    with atomic_folder(target) as folder:
-        (folder / "a").write_text("1")
-        assert not target.exists()
-    with pytest.raises(KeyError), atomic_folder(target) as folder:  # noqa: PT012
-        (folder / "a").write_text("2")
-        raise KeyError
-    assert (target / "a").read_text() == "1"
-    with atomic_folder(target) as folder:
-        (folder / "b").write_text("3")
-    assert [file.name for file in target.iterdir()] == ["b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["step"]
-
-
-def test_checkpoints_are_pruned_after_the_new_one_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2, 3):
-        checkpoints.save(step, {"step": step}, keep=2)
-    assert checkpoints.steps() == [2, 3]
-
-    def crash(state: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(4, {"step": 4}, keep=1)
-    assert checkpoints.steps() == [2, 3]
-    assert checkpoints.load(3) == {"step": 3}
-
-
-def test_leftovers_of_a_kill_are_ignored(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"step": 1}, keep=2)
-    leftover = tmp_path / "step_000002.tmp"
-    leftover.mkdir()
-    (leftover / "state.pt").write_bytes(b"half")
-    assert checkpoints.steps() == [1]
-    checkpoints.save(2, {"step": 2}, keep=2)
-    assert checkpoints.load(2) == {"step": 2}
-    assert not leftover.exists()
-
-
-def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    file = checkpoints.save(1, {"weight": torch.ones(1000)}, keep=1) / "state.pt"
-    file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"step_000001/state\.pt is damaged"):
-        checkpoints.load(1)
-
-
-def test_only_plain_state_is_saved(tmp_path: Path) -> None:
-    state = {"task": {"optimizer": [1, {"lr": Path("x")}]}}
-    with pytest.raises(TypeError, match=r"state\['task'\]\['optimizer'\]\[1\]\['lr'\] is a .*Path"):
-        Checkpoints(tmp_path).save(1, state, keep=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("unpickled",))
-
-
-def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    file = checkpoints.save(1, {}, keep=1) / "state.pt"
-    torch.save({"x": Evil()}, file)
-    with pytest.raises(ValueError, match=r"state\.pt is damaged"):
-        checkpoints.load(1)
-    assert "unpickled" not in capsys.readouterr().out

@@ -1,25 +1,17 @@
-"""Run folders, speed, and the lines that are printed."""
+"""Run folders: configs compared, metrics, logs, checkpoints."""
 
 from __future__ import annotations
 
 import logging
-import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lambda24.common.config import config_class, to_dict
 from lambda24.common.training.loop import LoopConfig
-from lambda24.common.training.tracking import (
-    FREE_ENDINGS,
-    Meter,
-    RunFolder,
-    flatten,
-    memory_in_use,
-    progress_text,
-    time_text,
-)
+from lambda24.common.training.run_folder import FREE_ENDINGS, Checkpoints, RunFolder, flatten
 
 
 @config_class
@@ -92,42 +84,6 @@ def test_log_goes_to_the_file_only_inside(tmp_path: Path) -> None:
     assert not logging.getLogger("lambda24").handlers
 
 
-def test_meter_leaves_out_the_first_steps() -> None:
-    meter = Meter(batch_size=32, total_steps=100)
-    for _ in range(3):
-        meter.add(100.0, 99.0)
-    assert meter.images_per_second == 0
-    assert meter.data_wait == 0
-    assert meter.seconds_left(3) is None
-    for _ in range(4):
-        meter.add(2.0, 0.5)
-    assert meter.images_per_second == 16
-    assert meter.data_wait == 0.25
-    assert meter.seconds_left(7) == 93 * 2.0
-
-
-def test_meter_of_an_interval() -> None:
-    meter = Meter(batch_size=10, total_steps=100)
-    for _ in range(5):
-        meter.add(1.0, 0.0)
-    meter.add_other("saving", 5.0)
-    assert meter.share("saving") == 0.5
-    meter.restart()
-    assert meter.images_per_second == meter.share("saving") == 0
-    meter.add(0.5, 0.25)
-    meter.add_other("evaluation", 1.5)
-    assert meter.images_per_second == 20
-    assert meter.data_wait == 0.5
-    assert meter.share("evaluation") == 0.75
-    assert meter.seconds_left(50) == pytest.approx(50 * 2.5 / 3)  # of all counted steps
-    assert meter.spent == {"training": 5.25, "data": 0.25, "saving": 5.0, "evaluation": 1.5}
-    text = time_text(meter.spent)
-    assert (
-        text == "training 5.2 s (44%), saving 5.0 s (42%), evaluation 1.5 s (12%), data 0.2 s (2%)"
-    )
-    assert "data wait 50%  evaluation 75%  ETA" in progress_text({}, meter, 50, 0)
-
-
 def test_config_of_a_run_that_lacks_a_key(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.start(Config(), 0)
@@ -138,27 +94,69 @@ def test_config_of_a_run_that_lacks_a_key(tmp_path: Path) -> None:
         folder.check_config(Config(width=4))
 
 
-def test_progress_text() -> None:
-    meter = Meter(batch_size=10, total_steps=200)
-    text = progress_text({"loss": 0.123456, "nll_0": 9.0}, meter, 5, 3 * 2**29)
-    assert text == "step 5/200  loss 0.1235  0 images/s  data wait 0%  ETA ?  1.50 GiB"
-    for _ in range(4):
-        meter.add(0.5, 0.1)
-    text = progress_text({}, meter, 100, 0)
-    assert text == "step 100/200  20 images/s  data wait 20%  ETA 00:50  0.00 GiB"
-
-
-def test_memory_is_of_this_process() -> None:
-    before = memory_in_use(torch.device("cpu"))
-    # Straight from the system: an allocator may have kept pages of earlier tests.
-    block = torch.frombuffer(mmap.mmap(-1, 64 * 2**20), dtype=torch.uint8).fill_(1)
-    assert memory_in_use(torch.device("cpu")) - before > 50 * 2**20
-    del block
-
-
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,
         "a.c.d": [2],
         "e": None,
     }
+
+
+def test_checkpoints_are_pruned_after_the_new_one_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step}, keep=2)
+    assert checkpoints.steps() == [2, 3]
+
+    def crash(state: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(4, {"step": 4}, keep=1)
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.load(3) == {"step": 3}
+
+
+def test_leftovers_of_a_kill_are_ignored(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1}, keep=2)
+    leftover = tmp_path / "step_000002.tmp"
+    leftover.mkdir()
+    (leftover / "state.pt").write_bytes(b"half")
+    assert checkpoints.steps() == [1]
+    checkpoints.save(2, {"step": 2}, keep=2)
+    assert checkpoints.load(2) == {"step": 2}
+    assert not leftover.exists()
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    file = checkpoints.save(1, {"weight": torch.ones(1000)}, keep=1) / "state.pt"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"step_000001/state\.pt is damaged"):
+        checkpoints.load(1)
+
+
+def test_only_plain_state_is_saved(tmp_path: Path) -> None:
+    state = {"task": {"optimizer": [1, {"lr": Path("x")}]}}
+    with pytest.raises(TypeError, match=r"state\['task'\]\['optimizer'\]\[1\]\['lr'\] is a .*Path"):
+        Checkpoints(tmp_path).save(1, state, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("unpickled",))
+
+
+def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    file = checkpoints.save(1, {}, keep=1) / "state.pt"
+    torch.save({"x": Evil()}, file)
+    with pytest.raises(ValueError, match=r"state\.pt is damaged"):
+        checkpoints.load(1)
+    assert "unpickled" not in capsys.readouterr().out
