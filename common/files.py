@@ -1,7 +1,8 @@
-"""Files and folders, never half-written."""
+"""Files and folders, never half-written, and digests that tell whether a file is as written."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -49,3 +50,30 @@ def sync(file: Path) -> None:
     """Waits until a file is on the disk."""
     with open(file, "rb+") as handle:
         os.fsync(handle.fileno())
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal; about a second a gigabyte."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_file(path: str | Path) -> Path:
+    """Where the digest of a file lies: beside it, with `.sha256` in the place of its ending."""
+    return Path(path).with_suffix(".sha256")
+
+
+def write_digest(path: str | Path) -> None:
+    """Writes the digest of a file beside it."""
+    replace_text(digest_file(path), file_digest(path) + "\n")
+
+
+def is_as_written(path: str | Path) -> bool:
+    """Whether a file is there, with a digest beside it that is its own."""
+    path, beside = Path(path), digest_file(path)
+    if not (path.is_file() and beside.is_file()):
+        return False
+    return beside.read_text(encoding="utf-8", errors="replace").strip() == file_digest(path)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 NAMES = ("digits", "cifar10")
 MODELS = Path(__file__).resolve().parents[1] / "models"  # beside `common` in a checkout, too
+DIGEST_KEY = "sha256"  # of the metadata of a weights file: digest of its tensors
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -107,7 +108,8 @@ class PretrainedModel(
             # safetensors refuses tensors that share memory (tied weights): store each once more.
             tensors[name] = tensor.clone() if storage in storages else tensor
             storages.add(storage)
-        save_file(tensors, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        metadata = {"format": "pt", DIGEST_KEY: state_digest("", tensors)}
+        save_file(tensors, save_directory / WEIGHTS_FILE, metadata=metadata)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -161,12 +163,10 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     Floating tensors take the module's precision, whatever the file's is (see `store_as`).
 
     Raises:
-        ValueError: unreadable file; missing, unexpected or mis-shaped tensors, by name.
+        ValueError: unreadable file, or one whose tensors are not those that were written; missing,
+            unexpected, mis-shaped or not finite tensors, by name.
     """
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    tensors = _checked_tensors(path)
     own = module.state_dict()
     problems = [f"{name}: missing from the file" for name in own if name not in tensors]
     problems += [f"{name}: not a tensor of this model" for name in tensors if name not in own]
@@ -179,6 +179,22 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise ValueError(f"{path} does not fit {type(module).__name__}:\n  " + "\n  ".join(shown))
     module.load_state_dict(tensors)
+
+
+def _checked_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file, which must be finite and, if it tells their digest, have that."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get(DIGEST_KEY)
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if digest is not None and digest != state_digest("", tensors):
+        raise ValueError(f"{path} is damaged: its tensors are not those that were written")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path} holds numbers that are not finite: {name}")
+    return tensors
 
 
 def _model_from_config(cls: type[Model], path: Path) -> Model:
@@ -194,7 +210,8 @@ def store_as(path: str | Path, dtype: torch.dtype) -> None:
     tensors = load_file(path)
     rounded = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
-    save_file(rounded, temporary, metadata={"format": "pt"})
+    metadata = {"format": "pt", DIGEST_KEY: state_digest("", rounded)}
+    save_file(rounded, temporary, metadata=metadata)
     sync(temporary)
     os.replace(temporary, path)
 

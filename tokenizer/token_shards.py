@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lambda24.common.files import replace_text
+from lambda24.common.files import is_as_written, write_digest
 
 LARGEST_INT32 = 2**31
 
@@ -29,7 +28,7 @@ def write_shard(
     temporary = file.with_suffix(f".{rank}.tmp")
     save_file({"tokens": tokens.to(dtype), "labels": labels}, temporary)
     os.replace(temporary, file)
-    replace_text(file.with_suffix(".sha256"), _checksum(file) + "\n")
+    write_digest(file)
 
 
 def read_shard(file: Path) -> tuple[Tensor, Tensor]:
@@ -42,14 +41,5 @@ def read_shard(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the shard is there, and is what its checksum says."""
-    beside = file.with_suffix(".sha256")
-    return file.is_file() and beside.is_file() and beside.read_text().strip() == _checksum(file)
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Whether the shard is there, and is what its digest says."""
+    return is_as_written(file)

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lambda24.common.config import from_dict, read_yaml_text, save_config, to_dict
-from lambda24.common.files import atomic_folder, replace_text
+from lambda24.common.files import (
+    atomic_folder,
+    digest_file,
+    is_as_written,
+    replace_text,
+    write_digest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +167,7 @@ class Checkpoints:
         _check_plain(state, "state")
         with atomic_folder(self.path(step)) as folder:
             torch.save(dict(state), folder / STATE_FILE)
+            write_digest(folder / STATE_FILE)
         for old in self.steps()[: -max(keep, 1)]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return self.path(step)
@@ -172,6 +179,11 @@ class Checkpoints:
             ValueError: damaged file.
         """
         file = self.path(step) / STATE_FILE
+        if digest_file(file).exists() and not is_as_written(file):
+            raise ValueError(
+                f"{file} is damaged: its digest is not that of {digest_file(file).name}; remove "
+                f"{file.parent} to go on from the checkpoint before it"
+            )
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:

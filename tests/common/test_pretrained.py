@@ -169,3 +169,31 @@ def test_push_to_hub_uploads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(uploaded) == {"config.json", "model.safetensors", "README.md"}
     assert json.loads(uploaded["config.json"]) == {"width": 4}
     assert b"lambda24" in uploaded["README.md"]
+
+
+def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    """By the digest, or already by the format; what is read is what was written."""
+    model = Tiny(4)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole, right = file.read_bytes(), model.state_dict()
+    for place in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(bytes(changed))
+        try:
+            found = Tiny.from_pretrained(tmp_path).state_dict()
+        except ValueError as error:
+            assert "model.safetensors" in str(error)  # noqa: PT017
+        else:  # in what the header says beside the tensors
+            assert all(torch.equal(found[name], right[name]) for name in right)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = Tiny(4)
+    name = next(name for name, t in model.state_dict().items() if t.is_floating_point())
+    with torch.no_grad():
+        model.state_dict()[name].view(-1)[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"model\.safetensors .* not finite: {name}"):
+        Tiny.from_pretrained(tmp_path)

@@ -160,3 +160,20 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ValueError, match=r"state\.pt is damaged"):
         checkpoints.load(1)
     assert "unpickled" not in capsys.readouterr().out
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"weights": torch.arange(50.0), "step": 3}, keep=2)
+    file = checkpoints.path(3) / "state.pt"
+    whole, generator = file.read_bytes(), torch.Generator().manual_seed(0)
+    for place in torch.randint(8 * len(whole), (100,), generator=generator).tolist():
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=r"state\.pt is damaged: .* remove .*step_000003"):
+            checkpoints.load(3)
+    file.write_bytes(whole)
+    assert checkpoints.load(3)["step"] == 3
+    file.with_suffix(".sha256").unlink()  # of an older version
+    assert checkpoints.load(3)["step"] == 3
