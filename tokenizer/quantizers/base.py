@@ -95,7 +95,7 @@ class Quantizer(nn.Module, ABC):
         """Quantizes `z (..., D)`; outputs are float32 whatever the input.
 
         Raises:
-            ValueError: the last dimension of z is not D, or z is not floating point.
+            ValueError: the last dimension of z is not D, or z is not floating point or not finite.
         """
         self._check_latent(z)
         with record_function("quantizer"), torch.autocast(z.device.type, enabled=False):
@@ -155,6 +155,8 @@ class Quantizer(nn.Module, ABC):
             raise ValueError(f"z must end in D = {self.dim} channels, got shape {tuple(z.shape)}")
         if not z.is_floating_point():
             raise ValueError(f"z must be floating point, got {z.dtype}")
+        if not bool(z.isfinite().all()):
+            raise ValueError("z must be finite, got NaN or infinity")
 
 
 def straight_through(code: Tensor, path: Tensor) -> Tensor:

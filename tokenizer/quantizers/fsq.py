@@ -61,7 +61,7 @@ class FSQ(Quantizer):
 
     def _quantize(self, z: Tensor) -> Quantized:
         bounded = self._bounded(z)
-        code = bounded.detach().round() / self._half_width
+        code = self._rounded(bounded.detach()) / self._half_width
         z_q = straight_through(code, bounded / self._half_width)
         return Quantized(z_q, self._indices(bounded.detach()), code, {}, {})
 
@@ -80,6 +80,10 @@ class FSQ(Quantizer):
         half_range, offset, shift = (b.float() for b in (self.half_range, self.offset, self.shift))
         return (self.slope * z + shift).tanh() * half_range - offset
 
+    def _rounded(self, bounded: Tensor) -> Tensor:
+        """The level nearest to it: with over 1,000 of them the margin reaches beyond the last."""
+        return bounded.round().clamp(-self._half_width, self.levels - 1 - self._half_width)
+
     def _indices(self, bounded: Tensor) -> Tensor:
-        digits = bounded.round().long() + self._half_width
+        digits = self._rounded(bounded).long() + self._half_width
         return (digits * self.strides).sum(-1, keepdim=True)

@@ -219,6 +219,15 @@ def test_wrong_shapes_and_types_are_refused(quantizer: Quantizer) -> None:
         quantizer.decode(torch.zeros(2, groups, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_refused(quantizer: Quantizer, number: float) -> None:
+    z = torch.zeros(3, quantizer.dim)
+    z[1, 0] = number
+    for quantize in (quantizer, quantizer.encode):
+        with pytest.raises(ValueError, match="z must be finite"):
+            quantize(z)
+
+
 def test_codebooks_are_not_decayed(quantizer: Quantizer) -> None:
     assert all(getattr(p, "no_weight_decay", False) for p in quantizer.parameters())
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -42,3 +44,16 @@ def test_ifsq_uses_inner_levels_evenly_on_a_normal_latent() -> None:
         return float(inner.max() / inner.min())
 
     assert unevenness("ifsq") < 1.15 < unevenness("fsq")
+
+
+@pytest.mark.parametrize("kind", ["fsq", "ifsq"])
+@pytest.mark.parametrize("levels", [(1001,), (2048, 3), (5000, 4, 3)])
+def test_many_levels_stay_inside_the_codebook(kind: str, levels: tuple[int, ...]) -> None:
+    quantizer = build_quantizer({"kind": kind, "levels": list(levels)})
+    z = torch.linspace(-9, 9, 4001)[:, None].expand(-1, len(levels))
+    quantized = quantizer(z)
+    indices = quantized.indices
+    assert 0 <= int(indices.min()) < int(indices.max()) < math.prod(levels)
+    assert torch.equal(quantizer.decode(indices), quantized.code)
+    assert quantized.code[0, 0] < -0.99
+    assert quantized.code[-1, 0] > 0.99
