@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from lambda24.common.files import sync
+from lambda24.common.files import DamagedFileError, reading, sync
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SHARED_AT_MOST = 4  # modules that share one parameter
 
 NAMES = ("digits", "cifar10")
 MODELS = Path(__file__).resolve().parents[1] / "models"  # beside `common` in a checkout, too
-DIGEST_KEY = "sha256"  # of the metadata of a weights file: digest of its tensors
+# Of the metadata of a weights file: digests of its tensors and of the config beside it.
+DIGEST_KEY, CONFIG_DIGEST_KEY = "sha256", "config_sha256"
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -39,7 +45,7 @@ def state_digest(text: str, state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -81,10 +87,13 @@ class PretrainedModel(
     ) -> str | None:
         """Writes the folder; each file is replaced whole, so a crash leaves a loadable model.
 
+        The weights file holds the SHA-256 of its tensors and of the config, which loading checks.
         `hub` may hold `commit_message`, `private`, `token`, ... for `push_to_hub`.
         """
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
+        for leftover in target.glob(".saving-*"):  # of a killed process
+            shutil.rmtree(leftover, ignore_errors=True)
         # The mixin deletes config.json before it writes, so it gets a folder of its own.
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
             super().save_pretrained(staging, model_card_kwargs=model_card_kwargs)
@@ -98,7 +107,8 @@ class PretrainedModel(
         return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        text = json.dumps(self.config_dict(), indent=2)
+        config = self.config_dict()
+        text = json.dumps(config, indent=2)
         (save_directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         tensors: dict[str, Tensor] = {}
         storages: set[int] = set()
@@ -108,7 +118,8 @@ class PretrainedModel(
             # safetensors refuses tensors that share memory (tied weights): store each once more.
             tensors[name] = tensor.clone() if storage in storages else tensor
             storages.add(storage)
-        metadata = {"format": "pt", DIGEST_KEY: state_digest("", tensors)}
+        digests = {DIGEST_KEY: state_digest("", tensors), CONFIG_DIGEST_KEY: config_digest(config)}
+        metadata = {"format": "pt", **digests}
         save_file(tensors, save_directory / WEIGHTS_FILE, metadata=metadata)
 
     @classmethod
@@ -128,8 +139,8 @@ class PretrainedModel(
         network. The model is returned on the CPU in eval mode.
 
         Raises:
-            ValueError: no such folder or Hub model; a file that is truncated or does not fit, with
-                the file and the tensors.
+            ValueError: no such folder or Hub model; a file that is damaged, not finite or does not
+                fit, with the file and the tensors.
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir():
@@ -152,7 +163,8 @@ class PretrainedModel(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is not a {cls.__name__} folder: {name} is missing")
-        model = _model_from_config(cls, folder / CONFIG_FILE)
+        data = _read_config(cls, folder)
+        model = _model_from_config(cls, data, folder)
         load_weights(model, folder / WEIGHTS_FILE)
         return model.eval()
 
@@ -183,25 +195,79 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 def _checked_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file, which must be finite and, if it tells their digest, have that."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            digest = (file.metadata() or {}).get(DIGEST_KEY)
+    with reading(path, "a safetensors file"):
+        wanted = _metadata(path).get(DIGEST_KEY)
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if digest is not None and digest != state_digest("", tensors):
-        raise ValueError(f"{path} is damaged: its tensors are not those that were written")
+    if wanted is not None and wanted != state_digest("", tensors):
+        raise DamagedFileError(f"{path} is damaged: its tensors are not those that were written")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{path} holds numbers that are not finite: {name}")
+            raise DamagedFileError(f"{path} holds numbers that are not finite: {name}")
     return tensors
 
 
-def _model_from_config(cls: type[Model], path: Path) -> Model:
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config, in hexadecimal, however it is laid out as text."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, str] = file.metadata() or {}
+    return found
+
+
+def _read_config(cls: type[PretrainedModel], folder: Path) -> dict[str, Any]:
+    file, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     try:
-        return cls.from_config_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe a {cls.__name__}: {error}") from error
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise DamagedFileError(f"{file} does not describe a {cls.__name__}: {error}") from error
+    with reading(weights, "a safetensors file"):
+        wanted = _metadata(weights).get(CONFIG_DIGEST_KEY)
+    if wanted is not None and config_digest(data) != wanted:
+        raise DamagedFileError(f"{file} is damaged: {weights.name} was saved with another config")
+    return data
+
+
+def _model_from_config(cls: type[Model], data: dict[str, Any], folder: Path) -> Model:
+    """A model of a config that has no more parameters than the folder's weights."""
+    weights = folder / WEIGHTS_FILE
+    with reading(weights, "a safetensors file"), safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    # Parameters that modules share are stored once, and counted here once each.
+    limit = SHARED_AT_MOST * sum(map(math.prod, shapes))
+    try:
+        with _at_most(limit, weights.name):
+            return cls.from_config_dict(data)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        problem: Exception = error
+    except (MemoryError, RuntimeError, RecursionError) as error:  # torch's allocator raises these
+        problem = error
+    raise DamagedFileError(
+        f"{folder / CONFIG_FILE} does not describe a {cls.__name__}: {problem}"
+    ) from problem
+
+
+@contextmanager
+def _at_most(limit: int, name: str) -> Iterator[None]:
+    """Within, modules that register more than `limit` numbers are refused, before they fill them.
+
+    So an absurd number of blocks or classes costs neither time nor memory.
+    """
+    registered = 0
+
+    def count(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
+        nonlocal registered
+        registered += 0 if parameter is None else parameter.numel()
+        if registered > limit:
+            raise ValueError(f"a model of more numbers than {name} holds")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def store_as(path: str | Path, dtype: torch.dtype) -> None:
@@ -210,7 +276,7 @@ def store_as(path: str | Path, dtype: torch.dtype) -> None:
     tensors = load_file(path)
     rounded = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
-    metadata = {"format": "pt", DIGEST_KEY: state_digest("", rounded)}
+    metadata = {**_metadata(path), "format": "pt", DIGEST_KEY: state_digest("", rounded)}
     save_file(rounded, temporary, metadata=metadata)
     sync(temporary)
     os.replace(temporary, path)

@@ -22,7 +22,7 @@ from lambda24.common.config import to_dict
 from lambda24.common.data.batches import IndexedData, RawBatch, hash_integers, uniform_from_keys
 from lambda24.common.data.cut import FLIP_STREAM
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
-from lambda24.common.files import replace_text
+from lambda24.common.files import reading, replace_text
 from lambda24.common.images import from_uint8
 from lambda24.common.pretrained import state_digest
 from lambda24.tokenizer.model import ImageTokenizer
@@ -264,10 +264,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
             f"tokens: {folder} is not a token cache, {PLAN_FILE} is missing; "
             "scripts/extract_tokens.py with the same config makes it"
         )
-    try:
-        found: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a token cache: {error}") from error
+    with reading(folder / PLAN_FILE, "the plan of a token cache"):
+        found: dict[str, Any] = dict(json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
     if found.get("format") != FORMAT:
         raise ValueError(f"{folder} has format {found.get('format')}, this version reads {FORMAT}")
     return found

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lambda24.common.files import is_as_written, write_digest
+from lambda24.common.files import is_as_written, reading, write_digest
 
 LARGEST_INT32 = 2**31
 
@@ -33,11 +33,8 @@ def write_shard(
 
 def read_shard(file: Path) -> tuple[Tensor, Tensor]:
     """Tokens and labels, paged in from the file when they are looked at."""
-    try:
-        with safe_open(file, framework="pt") as shard:
-            return shard.get_tensor("tokens"), shard.get_tensor("labels")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a shard of tokens: {error}") from error
+    with reading(file, "a shard of tokens"), safe_open(file, framework="pt") as shard:
+        return shard.get_tensor("tokens"), shard.get_tensor("labels")
 
 
 def is_whole(file: Path) -> bool:

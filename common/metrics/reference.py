@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from lambda24.common.files import DamagedFileError, check_digest, reading, write_digest
 from lambda24.common.metrics.distances import FeatureStats, MomentAccumulator
 from lambda24.common.metrics.extractors import FeatureExtractor, ImageFeatures
 
@@ -185,17 +186,20 @@ def _read_cache(path: Path) -> FeatureSet | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        warnings.warn(f"ignoring the unreadable cache file {path}: {error}", stacklevel=2)
+        with reading(path, "a cache of features"):
+            check_digest(path)
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            count = int(tensors["count"])
+            stats = FeatureStats(tensors["mean"], tensors["covariance"], count)
+            spatial = None
+            if "spatial_mean" in tensors:
+                own = tensors["spatial_mean"], tensors["spatial_covariance"]
+                spatial = FeatureStats(*own, count)
+            return FeatureSet(stats, tensors["pooled"], None, spatial)
+    except DamagedFileError as error:
+        warnings.warn(f"made anew: {error}", stacklevel=2)
         return None
-    count = int(tensors["count"])
-    stats = FeatureStats(tensors["mean"], tensors["covariance"], count)
-    spatial = None
-    if "spatial_mean" in tensors:
-        spatial = FeatureStats(tensors["spatial_mean"], tensors["spatial_covariance"], count)
-    return FeatureSet(stats, tensors["pooled"], None, spatial)
 
 
 def _write_cache(path: Path, features: FeatureSet) -> None:
@@ -206,4 +210,6 @@ def _write_cache(path: Path, features: FeatureSet) -> None:
     if spatial is not None:
         tensors |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
     save_file(tensors | {"count": torch.tensor(stats.count)}, temporary)
+    path.with_suffix(".sha256").unlink(missing_ok=True)  # of the file that is replaced
     os.replace(temporary, path)
+    write_digest(path)

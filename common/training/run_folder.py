@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,11 +25,13 @@ from tqdm import tqdm
 
 from lambda24.common.config import from_dict, read_yaml_text, save_config, to_dict
 from lambda24.common.files import (
+    DamagedFileError,
     atomic_folder,
-    digest_file,
-    is_as_written,
+    check_digest,
+    reading,
     replace_text,
     write_digest,
+    writing,
 )
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise ValueError(f"{self.path} has checkpoints but no {self.config_file.name}")
-        data = read_yaml_text(self.config_file.read_text(encoding="utf-8")) or {}
+        with reading(self.config_file, "the config of a run"):
+            data: dict[str, Any] = dict(read_yaml_text(self.config_file.read_text("utf-8")) or {})
         with suppress(ValueError):  # keys that a run did not have yet are at their defaults
             data = to_dict(from_dict(type(config), data))
         stored, present = flatten(data), flatten(to_dict(config))
@@ -107,14 +109,21 @@ class RunFolder:
         """All records, oldest first; a last line cut off by a kill is ignored."""
         if not self.metrics_file.is_file():
             return []
-        lines = self.metrics_file.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        with reading(self.metrics_file, "metrics of a run"):
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [
+            _record(self.metrics_file, number, line) for number, line in enumerate(lines, 1) if line
+        ]
 
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Adds one line; numbers that are not finite become null."""
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        line = json.dumps(clean) + "\n"
+        with (
+            writing(self.metrics_file, needed=len(line), safe=self.checkpoints.safe_text()),
+            open(self.metrics_file, "a", encoding="utf-8") as file,
+        ):
+            file.write(line)
 
     @contextmanager
     def logging(self, *, enabled: bool) -> Iterator[None]:
@@ -123,7 +132,7 @@ class RunFolder:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        file = _LogFile(self.path / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers: list[logging.Handler] = [file, _ConsoleHandler()]
         level = LOGGER.level
@@ -137,6 +146,19 @@ class RunFolder:
             for handler in handlers:
                 LOGGER.removeHandler(handler)
             file.close()
+
+
+def _record(file: Path, number: int, line: str) -> dict[str, Any]:
+    with reading(f"{file} (line {number})", "metrics of a run"):
+        record: dict[str, Any] = json.loads(line)
+        if type(record["step"]) is not int:
+            raise ValueError(f"step {record['step']!r}")
+    return record
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk costs lines of the log, and no page of traceback for each."""
 
 
 class _ConsoleHandler(logging.Handler):
@@ -163,10 +185,15 @@ class Checkpoints:
 
         Raises:
             TypeError: something in `state` that `load` would refuse.
+            ValueError: no room, or no permission to write.
         """
         _check_plain(state, "state")
-        with atomic_folder(self.path(step)) as folder:
-            torch.save(dict(state), folder / STATE_FILE)
+        with (
+            writing(self.path(step), needed=_num_bytes(state), safe=self.safe_text()),
+            atomic_folder(self.path(step)) as folder,
+        ):
+            with open(folder / STATE_FILE, "wb") as file:  # whose errors say what went wrong
+                torch.save(dict(state), file)
             write_digest(folder / STATE_FILE)
         for old in self.steps()[: -max(keep, 1)]:
             shutil.rmtree(self.path(old), ignore_errors=True)
@@ -179,16 +206,33 @@ class Checkpoints:
             ValueError: damaged file.
         """
         file = self.path(step) / STATE_FILE
-        if digest_file(file).exists() and not is_as_written(file):
-            raise ValueError(
-                f"{file} is damaged: its digest is not that of {digest_file(file).name}; remove "
-                f"{file.parent} to go on from the checkpoint before it"
-            )
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
-            raise ValueError(f"{file} is damaged and cannot be resumed from: {error}") from error
+            with reading(file, "a checkpoint"):
+                check_digest(file)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                if not isinstance(state, dict):
+                    raise TypeError(f"it holds a {type(state).__name__}")
+        except DamagedFileError as error:
+            earlier = [other for other in self.steps() if other < step]
+            way = f"to go on from step {earlier[-1]}" if earlier else "to begin anew"
+            raise DamagedFileError(f"{error}; remove {file.parent} {way}") from error
         return state
+
+    def safe_text(self) -> str:
+        """Which checkpoint a run goes on from."""
+        steps = self.steps()
+        if not steps:
+            return "no checkpoint is there yet"
+        return f"{self.path(steps[-1])} is whole, and the same command goes on from it"
+
+
+def _num_bytes(value: Any) -> int:
+    """Of all tensors in nested mappings and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    return sum(map(_num_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -222,7 +266,11 @@ class BestWeights:
     def found(self) -> dict[str, Any] | None:
         """`{"step": ..., NAME: ...}` of the best weights, if any are kept."""
         files = self.folder.glob(f"step_*[0-9]/{RECORD}")
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        found = []
+        for file in files:
+            with reading(file, "a record of held-out scores"):
+                kept = json.loads(file.read_text(encoding="utf-8"))
+                found.append({"step": int(kept["step"]), self.name: float(kept[self.name])})
         best: dict[str, Any] | None = min(found, key=lambda kept: kept[self.name], default=None)
         return best
 

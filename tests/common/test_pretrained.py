@@ -89,12 +89,16 @@ def test_damaged_folders_are_named(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-7])
-    with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         Tiny.from_pretrained(tmp_path)
     weights.write_bytes(content)
     (tmp_path / "config.json").write_text('{"width": ')
     with pytest.raises(ValueError, match=r"config\.json does not describe a Tiny"):
         Tiny.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"width": 5}')
+    with pytest.raises(ValueError, match=r"config\.json is damaged: .* with another config"):
+        Tiny.from_pretrained(tmp_path)
+    save_file(load_file(weights), weights)  # as earlier versions wrote it, without digests
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json does not describe a Tiny: 'width'"):
         Tiny.from_pretrained(tmp_path)
@@ -197,3 +201,28 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"model\.safetensors .* not finite: {name}"):
         Tiny.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("width", [10**5, 10**9])
+def test_an_absurd_config_is_refused_before_it_costs(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes are compared with the weights' before a number is drawn."""
+    Tiny(4).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    save_file(load_file(weights), weights)
+    (tmp_path / "config.json").write_text(json.dumps({"width": width}))
+
+    def drawn(module: nn.Linear) -> None:
+        raise AssertionError("weights were drawn")
+
+    monkeypatch.setattr(nn.Linear, "reset_parameters", drawn)
+    with pytest.raises(ValueError, match=r"config\.json does not describe a Tiny"):
+        Tiny.from_pretrained(tmp_path)
+
+
+def test_what_a_killed_save_left_is_cleaned(tmp_path: Path) -> None:
+    (tmp_path / ".saving-abc").mkdir()
+    (tmp_path / ".saving-abc" / "model.safetensors").write_bytes(b"half")
+    Tiny(4).save_pretrained(tmp_path)
+    assert not list(tmp_path.glob(".saving-*"))

@@ -104,7 +104,7 @@ def test_a_truncated_weight_file_is_named(image_tokenizer, tmp_path):
     image_tokenizer.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         ImageTokenizer.from_pretrained(tmp_path)
 
 

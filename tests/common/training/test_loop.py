@@ -76,7 +76,9 @@ def test_run_folder(tmp_path: Path) -> None:
         "samples/step_000004.png",
         "samples/step_000006.png",
         "checkpoints/step_000004/state.pt",
+        "checkpoints/step_000004/state.sha256",
         "checkpoints/step_000006/state.pt",
+        "checkpoints/step_000006/state.sha256",
     }
     assert records(tmp_path, "step", "loss", "gradient_norm", "data_wait", "images_per_second")
     assert [line[0] for line in records(tmp_path, "step", "eval/weight_norm")] == [3, 6]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
 from lambda24.common.config import config_class, to_dict
+from lambda24.common.files import DamagedFileError, UnwritableError
 from lambda24.common.training.loop import LoopConfig
-from lambda24.common.training.run_folder import FREE_ENDINGS, Checkpoints, RunFolder, flatten
+from lambda24.common.training.run_folder import (
+    FREE_ENDINGS,
+    LOGGER,
+    BestWeights,
+    Checkpoints,
+    RunFolder,
+    flatten,
+)
 
 
 @config_class
@@ -110,13 +119,17 @@ def test_checkpoints_are_pruned_after_the_new_one_exists(
         checkpoints.save(step, {"step": step}, keep=2)
     assert checkpoints.steps() == [2, 3]
 
-    def crash(state: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
+    def crash(state: Any, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(4, {"step": 4}, keep=1)
+    message = (
+        r"step_000004 cannot be written: No space left on device; it takes 0\.8 MiB, [\d.,]+ MiB "
+        r"are free there; .*step_000003 is whole, and the same command goes on from it"
+    )
+    with pytest.raises(UnwritableError, match=message):
+        checkpoints.save(4, {"step": 4, "task": [{"w": torch.zeros(200_000)}]}, keep=1)
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.load(3) == {"step": 3}
 
@@ -177,3 +190,49 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     assert checkpoints.load(3)["step"] == 3
     file.with_suffix(".sha256").unlink()  # of an older version
     assert checkpoints.load(3)["step"] == 3
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start(Config(), 0)
+    folder.append_metrics({"step": 1, "loss": 1.0})
+    folder.append_metrics({"step": 2, "loss": 1.0})
+    whole = folder.metrics_file.read_text()
+    for text in (whole.replace('"step": 2', '"step": "2"'), whole.replace("}\n{", "}\n{{")):
+        folder.metrics_file.write_text(text)
+        with pytest.raises(DamagedFileError, match=r"metrics\.jsonl \(line 2\) is damaged"):
+            folder.metrics()
+    folder.metrics_file.write_bytes(b"\xff\n")
+    with pytest.raises(DamagedFileError, match=r"metrics\.jsonl is damaged"):
+        folder.metrics()
+    for content in (b"\xff", b"[1]", b"a: [", b"3"):
+        folder.config_file.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=r"config\.yaml is damaged"):
+            folder.check_config(Config())
+    best = BestWeights(tmp_path, "nll")
+    best.keep(3, 1.5, lambda folder: None)
+    (tmp_path / "best" / "step_000003" / "held_out.json").write_text('{"step": 3}')
+    with pytest.raises(DamagedFileError, match=r"held_out\.json is damaged"):
+        best.is_beaten_by(1.0)
+
+
+def test_a_damaged_checkpoint_says_what_is_left(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        file = checkpoints.save(step, {"weight": torch.ones(10)}, keep=2) / "state.pt"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(DamagedFileError, match=r"remove .*step_000002 to go on from step 1"):
+        checkpoints.load(2)
+
+
+def test_a_full_log_is_no_page_of_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.logging(enabled=True):
+        handler = next(h for h in LOGGER.handlers if isinstance(h, logging.FileHandler))
+        handler.stream.close()
+        handler.stream = open("/dev/full", "w")  # noqa: SIM115
+        LOGGER.info("a line")
+        handler.stream = open(tmp_path / "other", "w")  # noqa: SIM115
+    assert "Traceback" not in capsys.readouterr().err
