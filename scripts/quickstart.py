@@ -85,8 +85,8 @@ class Budget:
     """Minutes of the whole run and each stage's share; sampling and measuring get the rest."""
 
     minutes: float
-    tokenizer_share: float = 0.25
-    generator_share: float = 0.5
+    tokenizer_share: float = 0.2
+    generator_share: float = 0.55
 
     def seconds(self, share: float) -> float:
         return 60 * self.minutes * share
