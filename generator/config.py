@@ -16,6 +16,9 @@ class GeneratorConfig:
     `adaln_init` and `gamma_init` multiply the initial weights behind scale/shift and behind gamma;
     VAR lowers the second with depth.
 
+    `rope_reference` is the side of the grid that rotary positions are counted on, None the last of
+    the pyramid, 64 for Infinity's weights (`generator.embeddings`).
+
     `phases` are the groups that each scale's tokens are drawn in (`generator.phases`), 1, 2 or 4 a
     scale; empty is one.
 
@@ -33,6 +36,7 @@ class GeneratorConfig:
     position: Literal["rope2d", "learned"] = "rope2d"
     rope_theta: float = 10_000.0
     rope_grid: RopeGrid = "centers"
+    rope_reference: int | None = None
     adaln: Literal["shared", "per_block"] = "per_block"
     qk_norm: bool = True
     drop_path: float = 0.0
@@ -56,6 +60,8 @@ class GeneratorConfig:
                 f"rope2d needs width / num_heads divisible by 4, got "
                 f"{self.width} / {self.num_heads} = {head_dim}"
             )
+        if self.rope_reference is not None and self.rope_reference < 1:
+            raise ValueError(f"rope_reference must be at least 1, got {self.rope_reference}")
         if self.rope_theta <= 0:
             raise ValueError(f"rope_theta must be above 0, got {self.rope_theta}")
         if not 0 <= self.drop_path < 1:

@@ -1,4 +1,4 @@
-"""Positions: 2-D rotary embedding on the final grid's coordinates, or VAR's learned table.
+"""Positions: 2-D rotary embedding on a reference grid's coordinates, or VAR's learned table.
 
 Shapes: L tokens of a pyramid, D head channels.
 """
@@ -15,14 +15,20 @@ from lambda24.tokenizer.tokens import TokenSpec
 RopeGrid = Literal["centers", "corners"]
 
 
-def grid_coordinates(spec: TokenSpec, grid: RopeGrid = "centers") -> Tensor:
-    """(y, x) of every token in units of final-grid cells, float32 (L, 2).
+def grid_coordinates(
+    spec: TokenSpec, grid: RopeGrid = "centers", reference: int | None = None
+) -> Tensor:
+    """(y, x) of every token in cells of a reference grid, float32 (L, 2).
 
     "centers" puts a coarse cell where its area is, (i + 0.5) H / h - 0.5: what averaging down and
     bilinear interpolation assume, symmetric under flips, evenly spaced at any ratio. "corners" is
     Infinity's round(i H / h), for parity with its weights.
+
+    Args:
+        reference: H, side of the reference grid; None is the pyramid's last. Infinity counts on a
+            grid of 64 at every resolution, that of its schedule for a million pixels.
     """
-    size = spec.latent_size
+    size = spec.latent_size if reference is None else reference
     scales = []
     for side in spec.scales:
         steps = torch.arange(side, dtype=torch.float64)
@@ -35,7 +41,12 @@ def grid_coordinates(spec: TokenSpec, grid: RopeGrid = "centers") -> Tensor:
 
 
 def rope_table(
-    spec: TokenSpec, head_dim: int, *, theta: float = 10_000.0, grid: RopeGrid = "centers"
+    spec: TokenSpec,
+    head_dim: int,
+    *,
+    theta: float = 10_000.0,
+    grid: RopeGrid = "centers",
+    reference: int | None = None,
 ) -> Tensor:
     """Cosines and sines of the rotation angles, float32 (2, L, D / 2).
 
@@ -48,7 +59,9 @@ def rope_table(
     if head_dim % 4:
         raise ValueError(f"rope2d needs head_dim divisible by 4, got {head_dim}")
     frequencies = theta ** (-torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
-    angles = grid_coordinates(spec, grid).double()[:, :, None] * frequencies  # (L, 2, D/4)
+    angles = (
+        grid_coordinates(spec, grid, reference).double()[:, :, None] * frequencies
+    )  # (L, 2, D/4)
     angles = angles.flatten(1)
     return torch.stack([angles.cos(), angles.sin()]).float()
 

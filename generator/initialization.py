@@ -29,8 +29,7 @@ def initialize(generator: NextScaleGenerator) -> None:
         if table is not None:
             nn.init.trunc_normal_(table, std=std)
     generator.head_adaln.weight.mul_(config.adaln_init)
-    if generator.shared_adaln is not None:
-        _scale_adaln(generator.shared_adaln.weight, config)
+    # A shared AdaLN layer keeps its scale: of it, only the tables of the blocks start small.
     residual = 1 / math.sqrt(2 * config.depth)
     for block in generator.blocks:
         assert isinstance(block, Block)

@@ -81,7 +81,11 @@ class NextScaleGenerator(PretrainedModel):
             self.position_table = _table(spec.length, width)
         else:
             table = rope_table(
-                spec, width // config.num_heads, theta=config.rope_theta, grid=config.rope_grid
+                spec,
+                width // config.num_heads,
+                theta=config.rope_theta,
+                grid=config.rope_grid,
+                reference=config.rope_reference,
             )
             self.register_buffer("rope", table, persistent=False)
         self.register_buffer("level_ids", scale_ids(spec), persistent=False)

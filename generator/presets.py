@@ -63,6 +63,7 @@ def _infinity_cc() -> Iterator[tuple[str, Preset]]:
             head=CategoricalHeadConfig(),
             adaln="shared" if adaln == "shared" else "per_block",
             rope_grid="corners",
+            rope_reference=64,
             drop_path=0.1,
         )
         yield name, Preset(config, spec)

@@ -1,9 +1,15 @@
 """Grid coordinates and rotary embedding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.embeddings import grid_coordinates, rope_table, rotate
+from lambda24.generator.heads import CategoricalHeadConfig
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.generator.presets import preset
 from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 3, 4), codebook_sizes=(8,), code_dim=4, latent_size=4)
@@ -21,6 +27,27 @@ def test_corners_are_infinitys_rounded_coordinates():
     assert coordinates[0].tolist() == [0, 0]
     assert coordinates[1:5].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
     assert coordinates[5:8, 1].tolist() == [0, 1, 3]  # round(i * 4 / 3)
+
+
+def test_infinity_counts_on_a_grid_of_64() -> None:
+    """At every resolution: what its released code rotates a scale of side 6 by, as numbers."""
+    spec = TokenSpec(scales=(1, 6, 16), codebook_sizes=(8,), code_dim=4, latent_size=16)
+    coordinates = grid_coordinates(spec, "corners", 64)
+    assert coordinates[1:7, 1].tolist() == [0, 11, 21, 32, 43, 53]
+    assert coordinates[-16:, 1].tolist() == list(range(0, 64, 4))
+    assert torch.equal(grid_coordinates(spec, "corners", 16), grid_coordinates(spec, "corners"))
+    config = GeneratorConfig(
+        depth=1, width=16, num_heads=2, num_classes=2, rope_grid="corners", rope_reference=64
+    )
+    config = replace(config, head=CategoricalHeadConfig())
+    found = NextScaleGenerator(config, spec).rope
+    assert torch.equal(found, rope_table(spec, 8, grid="corners", reference=64))
+
+
+@pytest.mark.parametrize("name", ["infinity-cc-12", "infinity-cc-16", "infinity-cc-24"])
+def test_presets_of_infinity_have_its_grid(name: str) -> None:
+    config = preset(name).config
+    assert (config.rope_grid, config.rope_reference) == ("corners", 64)
 
 
 def test_rotation_keeps_lengths_and_makes_products_depend_on_differences():
