@@ -25,8 +25,7 @@ class UnreadableImageError(ValueError):
 def decode_rgb(source: bytes | str) -> Image.Image:
     """Decodes a file's bytes, or the file at a path, to RGB.
 
-    Grey, palette and CMYK images are converted, 16-bit grey keeps its high byte, transparency is
-    laid on white, and an EXIF orientation is applied.
+    See `as_rgb` for what becomes of other kinds of pixels.
 
     Raises:
         UnreadableImageError: with the decoder's reason.
@@ -34,22 +33,51 @@ def decode_rgb(source: bytes | str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()  # also closes the file
-        return _as_rgb(image)
+        return as_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any kind as RGB; nothing else in the package converts what comes from outside.
+
+    Grey, palette and CMYK images are converted, transparency is laid on white, and an EXIF
+    orientation is applied. 16-bit grey keeps its high byte; integers of 32 bits are taken for
+    8 or 16 bits, and floats for parts of 1 or of 255, whichever their largest value allows.
+
+    Raises:
+        UnreadableImageError: 32-bit pixels beyond these ranges.
+    """
     if image.mode == "RGB" and "transparency" not in image.info and "exif" not in image.info:
         return image
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = _from_deep_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """32-bit grey, integer or float, as 8-bit grey."""
+    pixels = np.asarray(image)
+    low, high = float(pixels.min()), float(pixels.max())
+    # Other programs write 16-bit PNGs that are read as 32-bit integers.
+    deepest = 65535 if image.mode == "I" else 255
+    if not 0 <= low <= high <= deepest:
+        raise UnreadableImageError(
+            f"32-bit grey from {low:g} to {high:g}: of what range is not known (0 to 1 or 255 of "
+            "floats, 0 to 255 or 65535 of integers)"
+        )
+    if image.mode == "F":
+        pixels = np.floor(pixels * (255 if high <= 1 else 1) + 0.5)
+    elif high > 255 or image.format == "PNG":
+        pixels = pixels >> 8
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:

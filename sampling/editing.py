@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from lambda24.common.images import from_pil
+from lambda24.common.images import as_rgb, from_pil
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.generate import Generated, Revise, generate
 from lambda24.sampling.settings import SamplingConfig
@@ -81,7 +81,7 @@ def keeping(
 
 def white_area(mask: Image.Image) -> Tensor:
     """Where a picture is white, bool (H, W): what is drawn anew."""
-    return from_pil([mask.convert("RGB")])[0, 0] > 127
+    return from_pil([as_rgb(mask)])[0, 0] > 127
 
 
 def kept_tokens(

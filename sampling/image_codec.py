@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lambda24.common.images import from_uint8, to_uint8
+from lambda24.common.images import as_rgb, from_uint8, to_uint8
 from lambda24.common.pretrained import PretrainedModel, state_digest
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.phases import (
@@ -111,7 +111,7 @@ class ImageCodec:
         if not images:
             raise ValueError("images must not be empty")
         self._check_mode(mode)
-        pixels = [np.asarray(image.convert("RGB")) for image in images]
+        pixels = [np.asarray(as_rgb(image)) for image in images]
         sizes = tuple((image.shape[1], image.shape[0]) for image in pixels)
         counts = [self._num_tiles(size) for size in sizes]
         tokens = self._tokenize(pixels, sum(counts), batch_size, progress)

@@ -16,10 +16,11 @@ from einops import rearrange
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from lambda24.common.data.class_folders import image_files
+from lambda24.common.images import UnreadableImageError, as_rgb
 from lambda24.common.metrics.reference import ImageSource, TensorImages
 
 SETTINGS_KEY = "lambda24"  # of a PNG's text, for what the image was made with
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class FolderImages:
     def _image(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as file:
-                pixels = np.array(file.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
+                pixels = np.array(as_rgb(file))
+        except (UnidentifiedImageError, OSError, UnreadableImageError) as error:
             raise ValueError(f"{path} is not a readable image: {error}") from error
         if pixels.shape[:2] != (self.size, self.size):
             raise ValueError(
@@ -62,7 +63,7 @@ def open_images(path: str | Path, size: int) -> ImageSource:
     if path.is_dir():
         files = _image_paths(path)
         if not files:
-            raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{path} holds no images")
         return FolderImages(files, size)
     if path.suffix == ".npz" and path.is_file():
         return TensorImages(_read_npz(path, size))
@@ -93,7 +94,7 @@ def read_labels(path: str | Path) -> Tensor | None:
 
 
 def _image_paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [folder / path for path in image_files(folder)]
 
 
 def _png_label(path: Path) -> int | None:

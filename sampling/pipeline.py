@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lambda24.common.config import to_dict
 from lambda24.common.files import atomic_folder, replace_text
-from lambda24.common.images import from_pil, from_uint8, to_pil
+from lambda24.common.images import as_rgb, from_pil, from_uint8, to_pil
 from lambda24.common.pretrained import WEIGHTS_FILE, download_folder, state_digest, store_as
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.compiled import compiled, is_compiled
@@ -270,7 +270,7 @@ class Pipeline:
             return edit(
                 self.generator,
                 self.image_tokenizer,
-                from_uint8(from_pil([images[i].convert("RGB") for i in positions])),
+                from_uint8(from_pil([as_rgb(images[i]) for i in positions])),
                 numbers,
                 chosen,
                 sampling,

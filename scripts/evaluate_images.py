@@ -29,6 +29,7 @@ from lambda24.common.metrics.reference import (
     SubsetImages,
     extract_features,
     image_batches,
+    unreadable_images,
 )
 from lambda24.sampling.evaluation.measure import compare_features
 from lambda24.sampling.evaluation.protocol import EvaluationRun, class_counts
@@ -72,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     extractor = build_extractor(metrics.extractor)
     generated = extract_features(image_batches(images, metrics.batch_size), extractor)
     result = compare_features(generated, reference, extractor, metrics, protocol)
+    left_out = len(unreadable_images(dataset))
+    result.protocol["reference"]["unreadable_left_out"] = left_out
+    if left_out:
+        result.protocol["warnings"].append(
+            f"{left_out} images of the reference are unreadable and left out"
+        )
     if labels is None:
         result.protocol["warnings"].append(UNKNOWN_CLASSES)
     print(markdown({Path(arguments.images).name: result}))

@@ -64,11 +64,30 @@ def _splits(folder: Path) -> tuple[str, ...]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder's path below `folder` and its files, in order, as far as `datasets` sees them."""
+    """Each folder's path below `folder` and its files, in order, as far as `datasets` sees them.
+
+    A link to a folder that it lies in is not followed.
+    """
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if _is_seen(name))
+        above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
+        folders[:] = sorted(
+            name
+            for name in folders
+            if _is_seen(name) and os.path.realpath(os.path.join(place, name)) not in above
+        )
         seen = sorted(name for name in names if not name.startswith("."))
         yield Path(place).relative_to(folder), seen
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder, relative to it, in order."""
+    suffixes = image_suffixes()
+    return sorted(
+        place / name
+        for place, names in walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in suffixes
+    )
 
 
 def _is_seen(folder_name: str) -> bool:

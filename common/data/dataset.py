@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -222,6 +222,11 @@ class ImageDataset(IndexedData, Dataset[Sample]):
         ]
 
     @property
+    def unreadable(self) -> frozenset[int]:
+        """Images found unreadable so far."""
+        return frozenset(self._stand_ins)
+
+    @property
     def num_skipped(self) -> int:
         """Images found unreadable so far."""
         return len(self._stand_ins)
@@ -272,10 +277,9 @@ class ImageDataset(IndexedData, Dataset[Sample]):
         return self._cache[chosen]
 
     def _readable(self, index: int, corner: Sequence[float] | None) -> Tensor:
-        """Pixels of the first readable image from `index` on."""
+        """Pixels of the first readable image of the class from `index` on."""
         unreadable: list[int] = []
-        first = self._stand_ins.get(index, index)
-        for candidate in chain(range(first, len(self)), range(first)):
+        for candidate in self._of_one_class(self._stand_ins.get(index, index)):
             try:
                 pixels = self._pixels(candidate, corner)
             except UnreadableImageError as error:
@@ -286,7 +290,18 @@ class ImageDataset(IndexedData, Dataset[Sample]):
                 continue
             self._stand_ins.update(dict.fromkeys(unreadable, candidate))
             return pixels
-        raise ValueError(f"data.path {self.config.path!r}: none of {len(self)} images is readable")
+        label = int(self.labels[index])
+        raise ValueError(
+            f"data.path {self.config.path!r}: none of the {len(unreadable)} images of class "
+            f"{self.label_names[label]!r} is readable"
+        )
+
+    def _of_one_class(self, first: int) -> Iterator[int]:
+        """An image and, if more are wanted, the others of its class behind it and before it."""
+        yield first
+        own = (self.labels == self.labels[first]).nonzero()[:, 0].tolist()
+        place = own.index(first)
+        yield from own[place + 1 :] + own[:place]
 
     def _pixels(self, index: int, corner: Sequence[float] | None = None) -> Tensor:
         """(3, H, W) uint8; `corner` (2,) in [0, 1) places the crop, None centres it."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -147,9 +147,23 @@ def default_cache() -> Path:
 
 
 def image_batches(source: ImageSource, batch_size: int) -> Iterator[Tensor]:
-    """All images in order, uint8 `(B, 3, H, W)`."""
+    """All readable images in order, uint8 `(B, 3, H, W)`; what stands in for others is left out."""
     for start in range(0, len(source), batch_size):
-        yield source.images_uint8(range(start, min(start + batch_size, len(source))))
+        indices = range(start, min(start + batch_size, len(source)))
+        batch, left_out = source.images_uint8(indices), unreadable_images(source)
+        if left_out:
+            batch = batch[[index not in left_out for index in indices]]
+        if len(batch):
+            yield batch
+
+
+def unreadable_images(source: ImageSource) -> Collection[int]:
+    """Which images of a source have been found unreadable, of those that were asked for so far."""
+    if isinstance(source, SubsetImages):
+        inner = unreadable_images(source.source)
+        return [place for place, index in enumerate(source.indices) if inner and index in inner]
+    found: Collection[int] = getattr(source, "unreadable", ())
+    return found
 
 
 def _reference_features(

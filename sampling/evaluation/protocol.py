@@ -20,7 +20,7 @@ from lambda24.common.config import config_class, to_dict
 from lambda24.common.data.dataset import DataConfig, ImageDataset
 from lambda24.common.images import from_pil
 from lambda24.common.metrics.extractors import FeatureExtractor, ImageFeatures, build_extractor
-from lambda24.common.metrics.reference import FeatureSet, collect_features
+from lambda24.common.metrics.reference import FeatureSet, collect_features, unreadable_images
 from lambda24.common.processes import gather, main_first, share
 from lambda24.sampling.evaluation.measure import (
     EvaluationResult,
@@ -165,6 +165,7 @@ class GeneratorEvaluator:
                 "data": to_dict(self.dataset.config),
                 "part": self.part,
                 "fingerprint": self.dataset.fingerprint,
+                "unreadable_left_out": len(unreadable_images(self.dataset)),
             },
         }
 

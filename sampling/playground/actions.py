@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from lambda24.common.config import to_dict
+from lambda24.common.images import as_rgb
 from lambda24.sampling.editing import kept_tokens, white_area
 from lambda24.sampling.image_files import save_png
 from lambda24.sampling.options import (
@@ -243,5 +244,5 @@ def _check_mask(mask: Image.Image, pipeline: Pipeline) -> None:
 
 def _share(mask: Image.Image) -> float:
     """Part of the pixels that are white."""
-    white: int = sum(mask.convert("L").histogram()[128:])
+    white: int = sum(as_rgb(mask).convert("L").histogram()[128:])
     return white / (mask.width * mask.height)

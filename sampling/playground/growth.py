@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lambda24.common.images import from_pil, from_uint8, make_grid, to_pil
+from lambda24.common.images import as_rgb, from_pil, from_uint8, make_grid, to_pil
 from lambda24.sampling.editing import keeping, white_area
 from lambda24.sampling.generate import Revise, generate_progressively
 from lambda24.sampling.pipeline import GROUP, Pipeline
@@ -85,7 +85,7 @@ def grow_edit(
         ValueError: as `sampling.editing.edit`.
     """
     area = None if mask is None else white_area(mask)
-    images = from_uint8(from_pil([image.convert("RGB")] * batch_size))
+    images = from_uint8(from_pil([as_rgb(image)] * batch_size))
     with pipeline.autocast():
         revise = keeping(pipeline.image_tokenizer, images, keep_scales=keep_scales, mask=area)
     return grow(pipeline, label, seeds, config, batch_size, revise)

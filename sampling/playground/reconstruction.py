@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lambda24.common.images import from_pil, from_uint8, to_pil
+from lambda24.common.images import as_rgb, from_pil, from_uint8, to_pil
 from lambda24.common.metrics.pairs import psnr
 from lambda24.tokenizer.model import ImageTokenizer
 from lambda24.tokenizer.tokens import TokenPyramid
@@ -39,7 +39,7 @@ def reconstruct(image_tokenizer: ImageTokenizer, image: Image.Image) -> Reconstr
     Raises:
         ValueError: an image of another size.
     """
-    original = from_pil([image.convert("RGB")])
+    original = from_pil([as_rgb(image)])
     tokens = image_tokenizer.encode(from_uint8(original).to(image_tokenizer.device))
     images = [to_pil(decoded)[0] for decoded in image_tokenizer.decode_prefixes(tokens)]
     values = psnr(from_pil(images), original.expand(len(images), -1, -1, -1)).tolist()

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from lambda24.common.images import as_rgb
 from lambda24.common.metrics.pairs import MS_SSIM_SIDE, ms_ssim, psnr
 from lambda24.sampling.image_codec import ImageCodec
 from lambda24.scripts.reports.plots import new_figure, ordered_colors
@@ -133,7 +134,7 @@ def _point(
 
 
 def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1)[None]
 
 
 def write_csv(points: Sequence[RatePoint], path: Path) -> None:

@@ -68,6 +68,29 @@ def test_decode_converts_modes() -> None:
     assert red[1] < 60
 
 
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 128, 255]], np.int32), [0, 128, 255]),
+        (np.array([[0, 0x8000, 0xFFFF]], np.int32), [0, 128, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 100.4, 255]], np.float32), [0, 100, 255]),
+    ],
+    ids=["int32 of 8 bits", "int32 of 16 bits", "floats to 1", "floats to 255"],
+)
+def test_deep_grey_is_not_black(pixels: np.ndarray, expected: list[int]) -> None:
+    found = decode_rgb(encoded(Image.fromarray(pixels), "TIFF"))
+    assert np.asarray(found)[0].tolist() == [[level] * 3 for level in expected]
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.array([[0, 70_000]], np.int32), np.array([[-1, 3]], np.float32)]
+)
+def test_deep_grey_of_an_unknown_range_is_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(UnreadableImageError, match=r"32-bit grey from .* is not known"):
+        decode_rgb(encoded(Image.fromarray(pixels), "TIFF"))
+
+
 def test_decode_applies_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees

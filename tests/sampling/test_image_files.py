@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.sampling.image_files import is_saved, open_images, read_labels, save_png, write_npz
 
 
@@ -131,3 +133,25 @@ def test_npz_is_shuffled_with_its_labels(pixels: np.ndarray, tmp_path: Path) -> 
     assert orders[0] != sorted(orders[0])
     with pytest.raises(ValueError, match="got 5 and 4"):
         write_npz(paths, [1, 2, 3, 4], out)
+
+
+def test_images_are_those_that_training_reads(tmp_path: Path) -> None:
+    """Every kind of pixels and of file, and no others: decoded once, by one function."""
+    folder, random = tmp_path / "images" / "cat", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    rgba = Image.fromarray(random.integers(0, 256, (8, 8, 4), np.uint8))
+    deep = Image.fromarray(random.integers(0, 65536, (8, 8)).astype(np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgba.save(folder / "a.png")
+    deep.save(folder / "b.png")
+    rgba.convert("RGB").save(folder / "c.jpg", exif=exif)
+    rgba.convert("RGB").save(folder / "d.tif")
+    (folder / ".hidden").mkdir()
+    rgba.save(folder / ".hidden" / "e.png")
+    data = load_dataset(
+        DataConfig(path=str(tmp_path / "images"), image_size=8, eval_split="train"), train=True
+    )
+    found = open_images(tmp_path / "images", 8)
+    assert len(found) == len(data) == 4
+    assert torch.equal(found.images_uint8(range(4)), data.images_uint8(range(4)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lambda24.common.data.class_folders import image_files
 from lambda24.common.data.dataset import load_dataset
 from tests.common.data.image_sets import cells, class_folders, config, picture, table
 
@@ -101,3 +102,13 @@ def test_paths_with_wildcards(tmp_path: Path, name: str, monkeypatch: pytest.Mon
 def test_single_class_folder(tmp_path: Path) -> None:
     train = load_dataset(config(class_folders(tmp_path, names=("only",))), train=True)
     assert train.label_names == ("only",)
+
+
+def test_links_that_lead_back_up_are_not_followed(tmp_path: Path) -> None:
+    """Nor is the folder walked for ever."""
+    folder = class_folders(tmp_path / "animals", names=("cat", "dog"))
+    (folder / "cat" / "up").symlink_to(folder)
+    (folder / "dog" / "self").symlink_to(folder / "dog")
+    train = load_dataset(config(folder, eval_split="train"), train=True)
+    assert (len(train), train.label_names) == (10, ("cat", "dog"))
+    assert len(image_files(folder)) == 10

@@ -1,10 +1,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.metrics.distances import feature_stats
 from lambda24.common.metrics.extractors import (
     EfficientNetLite0Features,
@@ -16,8 +20,10 @@ from lambda24.common.metrics.reference import (
     TensorImages,
     default_cache,
     extract_features,
+    image_batches,
     reference_features,
     spread,
+    unreadable_images,
 )
 
 
@@ -188,3 +194,24 @@ def test_spatial_statistics_are_those_of_all_images_cached_or_not(
         torch.testing.assert_close(features.spatial.covariance, expected.covariance)
         assert features.spatial.count == 30
     assert found[1].pooled.shape == (3, 3)
+
+
+def test_unreadable_images_are_left_out_of_a_reference(tmp_path: Path) -> None:
+    """And are no copies of those that stand in for them in training."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    config = DataConfig(path=str(tmp_path), image_size=8, eval_split="train")
+    whole = torch.cat(list(image_batches(load_dataset(config, train=True), 3)))
+    for damaged in ("cat/2", "dog/0"):
+        (tmp_path / f"{damaged}.png").write_bytes(b"")
+    data = load_dataset(config, train=True)
+    for _ in range(2):
+        found = torch.cat(list(image_batches(data, 3)))
+        assert torch.equal(found, whole[[0, 1, 3, 5, 6, 7]])
+    subset = SubsetImages(data, [2, 3, 4, 5])
+    assert torch.equal(torch.cat(list(image_batches(subset, 3))), whole[[3, 5]])
+    assert sorted(unreadable_images(subset)) == [0, 2]
