@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -24,6 +25,16 @@ from typing_extensions import dataclass_transform
 from lambda24.common.files import replace_text
 
 T = TypeVar("T")
+
+# Upper bounds are beyond any use: a slip of the keyboard is refused before it costs memory.
+MAX_SIZE, MAX_COUNT, MAX_DEPTH = 2**16, 2**24, 2**10
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]  # a side, width, dimension or number of parts
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]  # of samples, classes or codes
+Depth = Annotated[int, Field(le=MAX_DEPTH)]  # blocks on top of one another
+
+MAX_INTEGER = 2**53
+MAX_TEXT = 4096  # characters of a value
+MAX_REPEATED = 10**6  # characters that the aliases of a YAML file may stand for
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
@@ -86,15 +97,26 @@ def read_yaml_text(text: str) -> Any:
     """Parses YAML 1.2 core scalars: `1e-3` is a float, `no` and `12:30` are strings.
 
     Raises:
-        ValueError: syntax error, a key that stands twice or is no scalar, too deep nesting.
+        ValueError: syntax error, a key that stands twice or is no scalar, too deep nesting, a
+            number too long to read, aliases that stand for very much or for themselves.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"not valid YAML: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, unless its aliases would make much more of it than its text is."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            sizes: dict[int, int | None] = {}
+            written = self.index  # characters read
+            if _written_out(root, sizes) > written + MAX_REPEATED:
+                raise yaml.YAMLError(f"aliases stand for more than {MAX_REPEATED:,} characters")
+        return root
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -103,6 +125,23 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"key {key_node.value!r} stands twice (line {line})")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Characters of a node with every alias written out; `sizes` has those of nodes seen."""
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise yaml.YAMLError("an alias stands for what it is a part of")
+        return known
+    sizes[id(node)] = None
+    if isinstance(node, yaml.ScalarNode):
+        size = len(node.value)
+    else:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [*chain(*node.value)]
+        size = sum(1 + _written_out(part, sizes) for part in parts)
+    sizes[id(node)] = size
+    return size
 
 
 class _Dumper(yaml.SafeDumper):
@@ -167,7 +206,7 @@ def shipped_configs() -> dict[str, Path]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = read_yaml_text(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
     if data is None:
         return {}
@@ -221,6 +260,9 @@ def _validate(cls: type[T], data: Mapping[str, Any], source: str) -> T:
         text = json.dumps(data)
     except TypeError as error:
         raise ValueError(f"{source}: only JSON types are allowed: {error}") from error
+    too_large = [f"{key}: {problem}" for key, problem in _too_large(data)]
+    if too_large:
+        raise ValueError(f"invalid {source}:\n  " + "\n  ".join(too_large[:8]))
     adapter: TypeAdapter[T] = TypeAdapter(cls)
     try:
         # Strict JSON mode: lists become tuples and integers floats, but "3" is not an integer.
@@ -229,6 +271,21 @@ def _validate(cls: type[T], data: Mapping[str, Any], source: str) -> T:
         plain = json.loads(text)
         lines = dict.fromkeys(_problem(cls, plain, item) for item in error.errors())
         raise ValueError(f"invalid {source}:\n  " + "\n  ".join(lines)) from None
+
+
+def _too_large(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Keys and what is wrong with numbers and texts that no config has a use for."""
+    if isinstance(data, Mapping):
+        for name, value in data.items():
+            yield from _too_large(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(data, (list, tuple)):
+        for number, value in enumerate(data):
+            yield from _too_large(value, f"{key}.{number}")
+    elif isinstance(data, int) and abs(data) > MAX_INTEGER:
+        digits = len(str(abs(data)))
+        yield key, f"got a number of {digits} digits (allowed: up to 2^53 = {MAX_INTEGER:,})"
+    elif isinstance(data, str) and len(data) > MAX_TEXT:
+        yield key, f"got a text of {len(data):,} characters (allowed: {MAX_TEXT:,})"
 
 
 def _problem(cls: type, data: Any, error: ErrorDetails) -> str:

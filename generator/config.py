@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Depth, Size, config_class
 from lambda24.generator.embeddings import RopeGrid
 from lambda24.generator.heads import HeadConfig, LatticeHeadConfig
 
@@ -27,10 +27,10 @@ class GeneratorConfig:
             rope2d cannot split.
     """
 
-    depth: int
-    width: int
-    num_heads: int
-    num_classes: int
+    depth: Depth
+    width: Size
+    num_heads: Size
+    num_classes: Count
     head: HeadConfig = LatticeHeadConfig()
     mlp_ratio: float = 4.0
     position: Literal["rope2d", "learned"] = "rope2d"

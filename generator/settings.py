@@ -32,8 +32,8 @@ class GeneratorTrainingConfig:
         compile: the generator's blocks with `torch.compile`.
     """
 
-    run: str
-    tokenizer: str
+    run: Annotated[str, Field(min_length=1)]
+    tokenizer: Annotated[str, Field(min_length=1)]
     data: DataConfig
     model: GeneratorConfig
     optimizer: AnyOptimizerConfig

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lambda24.common.config import config_class, from_dict, to_dict
+from lambda24.common.config import Size, config_class, from_dict, to_dict
 from lambda24.common.pretrained import PretrainedModel
 from lambda24.tokenizer.autoencoders.build import AutoencoderConfig, build_autoencoder
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
@@ -31,7 +31,7 @@ class TokenizerConfig:
         ValueError: an image size that the stride and the last scale do not divide into.
     """
 
-    image_size: int
+    image_size: Size
     pyramid: PyramidConfig
     autoencoder: AutoencoderConfig = CNNConfig()
     quantizer: QuantizerConfig = LeechConfig()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Size, config_class
 from lambda24.common.data.augmentation import AugmentConfig
 from lambda24.common.data.cut import Cut
 from lambda24.common.data.streaming import StreamingConfig
@@ -43,10 +43,10 @@ class DataConfig:
             is held out.
     """
 
-    path: str = "digits"
+    path: Annotated[str, Field(min_length=1)] = "digits"
     split: str = "train"
     eval_split: str | None = None
-    image_size: Annotated[int, Field(ge=1)] = 32
+    image_size: Size = 32
     flip: bool = False
     augment: AugmentConfig | None = None
     crop: Literal["center", "random"] = "center"
@@ -54,7 +54,7 @@ class DataConfig:
     image_key: str | None = None
     label_key: str | None = None
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     max_images: Annotated[int, Field(ge=1)] | None = None
     streaming: Annotated[StreamingConfig | None, BeforeValidator(_switch)] = None
 

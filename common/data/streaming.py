@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.common.data.batches import Batch, epoch_order, hash_integer, hash_integers
 from lambda24.common.data.cut import Cut
 from lambda24.common.data.shards import Row, ShardedSplit
@@ -47,9 +47,9 @@ class StreamingConfig:
         max_eval_images: images of the evaluation split to keep in memory.
     """
 
-    shuffle_buffer: Annotated[int, Field(ge=1)] = 1024
-    lanes: Annotated[int, Field(ge=1)] = 8
-    num_classes: Annotated[int, Field(ge=1)] | None = None
+    shuffle_buffer: Count = 1024
+    lanes: Size = 8
+    num_classes: Count | None = None
     label_names: tuple[str, ...] | None = None
     max_eval_images: Annotated[int, Field(ge=1)] = 10_000
 

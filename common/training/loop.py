@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from lambda24.common.config import config_class, to_dict
+from lambda24.common.config import Count, config_class, to_dict
 from lambda24.common.data.batches import Batch, TrainingData, hash_integer
 from lambda24.common.images import save_image
 from lambda24.common.optim.gradients import NotFiniteError
@@ -73,8 +73,8 @@ class LoopConfig:
     """
 
     steps: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    accumulation: Annotated[int, Field(ge=1)] = 1
+    batch_size: Count
+    accumulation: Count = 1
     precision: Precision = "fp32"
     log_every: Interval = 20
     eval_every: Interval | None = None

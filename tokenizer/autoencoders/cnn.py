@@ -18,7 +18,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Depth, Size, config_class
 from lambda24.tokenizer.autoencoders.recompute import run_layers
 
 
@@ -35,11 +35,11 @@ class CNNConfig:
     """
 
     kind: Literal["cnn"] = "cnn"
-    channels: tuple[int, ...] = (128, 256)
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    patch_size: int = 1
-    groups: int = 32
+    channels: tuple[Size, ...] = (128, 256)
+    encoder_blocks: Depth = 2
+    decoder_blocks: Depth = 3
+    patch_size: Size = 1
+    groups: Size = 32
     layout: Literal["plain", "ldm"] = "plain"
     attention: Literal["none", "mid", "lowest"] = "none"
     checkpoint_activations: bool = False

@@ -18,7 +18,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Depth, Size, config_class
 from lambda24.tokenizer.autoencoders.recompute import run_layers
 
 
@@ -31,11 +31,11 @@ class ViTConfig:
     """
 
     kind: Literal["vit"] = "vit"
-    patch_size: int = 8
-    width: int = 768
-    encoder_blocks: int = 12
-    decoder_blocks: int = 12
-    num_heads: int = 12
+    patch_size: Size = 8
+    width: Size = 768
+    encoder_blocks: Depth = 12
+    decoder_blocks: Depth = 12
+    num_heads: Size = 12
     mlp_ratio: float = 4.0
     checkpoint_activations: bool = False
 

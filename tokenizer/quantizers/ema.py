@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer
 from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
@@ -47,8 +47,8 @@ class EMAConfig:
     """
 
     kind: Literal["vq_ema"] = "vq_ema"
-    dim: int = 32
-    codebook_size: int = 16384
+    dim: Size = 32
+    codebook_size: Count = 16384
     decay: float = 0.99
     smoothing: float = 1e-5
     revival_threshold: float | None = 0.1

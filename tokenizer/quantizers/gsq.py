@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
 from lambda24.tokenizer.quantizers.codebooks import (
     check_revival,
@@ -36,9 +36,9 @@ class GSQConfig:
     """
 
     kind: Literal["gsq"] = "gsq"
-    dim: int = 16
+    dim: Size = 16
     groups: int = 1
-    codebook_size: int = 16384
+    codebook_size: Count = 16384
     renorm_output: bool = False
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through
 from lambda24.tokenizer.quantizers.codebooks import (
     check_revival,
@@ -48,8 +48,8 @@ class LGQConfig:
     """
 
     kind: Literal["lgq"] = "lgq"
-    dim: int = 32
-    codebook_size: int = 16384
+    dim: Size = 32
+    codebook_size: Count = 16384
     temperature_start: float = 0.5
     temperature_end: float = 0.05
     estimator: Literal["soft", "identity"] = "soft"

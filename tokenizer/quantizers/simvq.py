@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer
 from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
@@ -29,8 +29,8 @@ class SimVQConfig:
     """Frozen table of N(0, 1/dim) rows drawn from `seed`, times a learned `dim` x `dim` matrix."""
 
     kind: Literal["simvq"] = "simvq"
-    dim: int = 32
-    codebook_size: int = 16384
+    dim: Size = 32
+    codebook_size: Count = 16384
     estimator: Estimator = "straight_through"
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.lattices.codes import build_code
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, straight_through, unit
 
@@ -45,8 +45,8 @@ class SphericalConfig:
 
     kind: Literal["spherical"] = "spherical"
     code: str = "leech_type2"
-    dim: int | None = None
-    size: int | None = None
+    dim: Size | None = None
+    size: Count | None = None
     seed: int = 0
     normalize: bool = False
     commitment_weight: float = 0.0

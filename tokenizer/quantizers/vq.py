@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lambda24.common.config import config_class
+from lambda24.common.config import Count, Size, config_class
 from lambda24.tokenizer.quantizers.base import Quantized, Quantizer, unit
 from lambda24.tokenizer.quantizers.codebooks import (
     Estimator,
@@ -44,8 +44,8 @@ class VQConfig:
     """
 
     kind: Literal["vq"] = "vq"
-    dim: int = 32
-    codebook_size: int = 16384
+    dim: Size = 32
+    codebook_size: Count = 16384
     cosine: bool = False
     estimator: Estimator = "straight_through"
     codebook_weight: float = 1.0
