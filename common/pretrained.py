@@ -238,7 +238,7 @@ def _model_from_config(cls: type[Model], data: dict[str, Any], folder: Path) -> 
     # Parameters that modules share are stored once, and counted here once each.
     limit = SHARED_AT_MOST * sum(map(math.prod, shapes))
     try:
-        with _at_most(limit, weights.name):
+        with numbers_at_most(limit, f"{weights.name} holds"):
             return cls.from_config_dict(data)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         problem: Exception = error
@@ -250,10 +250,16 @@ def _model_from_config(cls: type[Model], data: dict[str, Any], folder: Path) -> 
 
 
 @contextmanager
-def _at_most(limit: int, name: str) -> Iterator[None]:
-    """Within, modules that register more than `limit` numbers are refused, before they fill them.
+def numbers_at_most(limit: int, what: str) -> Iterator[None]:
+    """Within, modules of more than `limit` parameters are refused, before these are filled.
 
     So an absurd number of blocks or classes costs neither time nor memory.
+
+    Args:
+        what: where the limit comes from, for the message.
+
+    Raises:
+        ValueError: a larger model, or memory that is not there.
     """
     registered = 0
 
@@ -261,11 +267,15 @@ def _at_most(limit: int, name: str) -> Iterator[None]:
         nonlocal registered
         registered += 0 if parameter is None else parameter.numel()
         if registered > limit:
-            raise ValueError(f"a model of more numbers than {name} holds")
+            raise ValueError(f"a model of more numbers than {what}")
 
     handle = register_module_parameter_registration_hook(count)
     try:
         yield
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(f"a model of more numbers than {what}") from error
     finally:
         handle.remove()
 

@@ -32,8 +32,8 @@ class GeneratorTrainingConfig:
         compile: the generator's blocks with `torch.compile`.
     """
 
-    run: Annotated[str, Field(min_length=1)]
-    tokenizer: Annotated[str, Field(min_length=1)]
+    run: str
+    tokenizer: str
     data: DataConfig
     model: GeneratorConfig
     optimizer: AnyOptimizerConfig

@@ -73,6 +73,7 @@ class GeneratorTask(Task):
         ValueError: the data's classes or image size are not those of the model or tokenizer.
     """
 
+    compared = ("tokenizer", "tokens")  # by `check_same_tokenizer` and `TokenCache.open`
     minimized = "nll"
 
     def __init__(

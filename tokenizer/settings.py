@@ -30,7 +30,7 @@ class TokenizerTrainingConfig:
         compile: encoder and decoder with `torch.compile`.
     """
 
-    run: Annotated[str, Field(min_length=1)]
+    run: str
     data: DataConfig
     model: TokenizerConfig
     optimizer: OptimizerConfig

@@ -233,11 +233,16 @@ class TokenizerTask(Task):
         return make_grid(torch.cat([half for row in rows for half in row]), columns=8)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        reduce_mean = self.image_tokenizer.pyramid.quantizer.reduce_mean
+        window = self.window.state_dict(reduce_mean, self.accelerator.num_processes)
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**parts, "window": window}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if self.accelerator.is_main_process:  # the counts are all processes'
+            self.window.load_state_dict(state.get("window", {}), self.accelerator.device)
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from lambda24.common.config import to_dict
-from lambda24.common.data.batches import IndexedData, RawBatch, hash_integers, uniform_from_keys
+from lambda24.common.data.batches import (
+    FINGERPRINT,
+    IndexedData,
+    RawBatch,
+    hash_integers,
+    uniform_from_keys,
+)
 from lambda24.common.data.cut import FLIP_STREAM
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
 from lambda24.common.files import reading, replace_text
@@ -230,6 +236,10 @@ class TokenCache(IndexedData):
 
     def __len__(self) -> int:
         return self.plan.num_images
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {FINGERPRINT: self.plan.data, "variants": str(self.plan.variants)}
 
     def read(self, indices: Sequence[int], keys: Tensor) -> RawBatch:
         """Tokens of the variant and flip that `keys (B,)` choose."""

@@ -8,8 +8,9 @@ estimates, at most log2 of the number of tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class UsageWindow:
     """Counts every code of every scale between two reports.
 
     A step costs one addition a token; only a report reads the `(S, sum of codebook sizes)` counts.
-    They belong to the log, not to the model: no checkpoint holds them, a resumed run starts anew.
+    A checkpoint holds them, so a resumed run reports what an unbroken one does.
     """
 
     def __init__(self, spec: TokenSpec) -> None:
@@ -111,6 +112,18 @@ class UsageWindow:
         )
         flat = (indices + sizes.cumsum(0) + (scale * width)[:, None]).flatten()
         self._counts.index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
+
+    @torch.no_grad()
+    def state_dict(self, reduce_mean: Collective, num_processes: int) -> dict[str, Any]:
+        """Counts of all processes since the last report, which all ask for together."""
+        if self._counts is None:
+            return {}
+        total = reduce_mean(self._counts.double()) * num_processes
+        return {"counts": total.round().to(torch.int32)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Takes over counts; of several processes, one alone."""
+        self._counts = state["counts"].to(device) if state else None
 
     @torch.no_grad()
     def report(self, reduce_mean: Collective) -> dict[str, Tensor]:

@@ -59,6 +59,10 @@ class RawBatch:
     tokens: Tensor | None = None  # (B, L, G) int64
 
 
+FINGERPRINT = "fingerprint of the data"
+"""Name of a hash of contents among `TrainingData.identity`; with it data may lie elsewhere."""
+
+
 class BatchStream(Protocol):
     """Batches of one process, without end."""
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lambda24.common.data.batches import (
+    FINGERPRINT,
     Batch,
     IndexedData,
     RawBatch,
@@ -211,7 +212,7 @@ class ImageDataset(IndexedData, Dataset[Sample]):
     @property
     def identity(self) -> dict[str, str]:
         names = ", ".join(self.label_names)
-        return {"classes": names, "fingerprint of the data": self.fingerprint}
+        return {"classes": names, FINGERPRINT: self.fingerprint}
 
     def warnings(self) -> list[str]:
         if not self.num_skipped:

@@ -30,7 +30,7 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from lambda24.common.config import Count, config_class, to_dict
-from lambda24.common.data.batches import Batch, TrainingData, hash_integer
+from lambda24.common.data.batches import FINGERPRINT, Batch, TrainingData, hash_integer
 from lambda24.common.images import save_image
 from lambda24.common.optim.gradients import NotFiniteError
 from lambda24.common.training.fsdp import gather, scatter
@@ -88,6 +88,7 @@ class Task(ABC):
     """An algorithm that `fit` can train."""
 
     modules: dict[str, nn.Module]  # trainable modules by name, wrapped in place by `prepare`
+    compared: tuple[str, ...] = ()  # keys of files that were compared with the run's by contents
     minimized: str | None = None  # the evaluation's scalar whose best weights a run keeps
 
     @abstractmethod
@@ -228,8 +229,10 @@ class Session:
         steps = self.folder.checkpoints.steps()
         state: dict[str, Any] | None = None
         if steps:
-            self.folder.check_config(config)
             state = self.folder.checkpoints.load(steps[-1])
+            is_same = FINGERPRINT in state.get("data", {}) and FINGERPRINT in self.data.identity
+            moved = ("data.path",) if is_same else ()
+            self.folder.check_config(config, (*self.task.compared, *moved))
             self.check_data(state)
             self.done, self.seconds = steps[-1], state["seconds"]
             self.evaluation, self.sums = state["evaluation"], state["sums"]
@@ -266,14 +269,14 @@ class Session:
         if state["num_images"] != self.data.size:
             raise ValueError(
                 f"{self.folder.path} was started on {state['num_images']} {self.data.unit}, "
-                f"got {self.data.size}: the order of samples would differ"
+                f"got {self.data.size}: the order of samples would differ; use another run folder"
             )
         now = self.data.identity
         for name, before in state.get("data", now).items():
             if before != now.get(name, before):
                 raise ValueError(
                     f"{self.folder.path} was started on other data: {name} {before!r}, "
-                    f"now {now[name]!r}"
+                    f"now {now[name]!r}; use another run folder for these"
                 )
 
     def open_batches(self, num_workers: int) -> None:

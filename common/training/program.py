@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import psutil
+
 from lambda24.common.config import load_config, to_yaml
 from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.batches import TrainingData
 from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset, load_training_data
-from lambda24.common.training.estimate import epochs_text
+from lambda24.common.pretrained import numbers_at_most
+from lambda24.common.training.estimate import FP32_BYTES, epochs_text
 from lambda24.common.training.loop import LoopConfig, Task, fit
 
 
@@ -70,8 +73,12 @@ def training_program(
         print(plan(config))
         print(epochs_text(config.data, config.loop))
         return {}
+    held_out = load_dataset(config.data, train=False)
+    memory = psutil.virtual_memory().total
+    with numbers_at_most(memory // FP32_BYTES, f"fit {memory / 2**30:.0f} GiB, this machine's"):
+        task = build_task(config, held_out)
     return fit(
-        build_task(config, load_dataset(config.data, train=False)),
+        task,
         load_data(config),
         loop=config.loop,
         run=Path(config.run),

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,14 @@ class RunFolder:
     def sample_file(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:06d}.png"
 
-    def check_config(self, config: object) -> None:
+    def check_config(self, config: object, compared: Collection[str] = ()) -> None:
         """Refuses to go on with a run that was started with another config.
 
-        The number of steps, intervals of the loop, trackers and workers may differ.
+        The number of steps, intervals of the loop, trackers and workers may differ, and how the run
+        folder is spelt.
+
+        Args:
+            compared: keys of paths whose contents were compared, wherever they are now.
 
         Raises:
             ValueError: names the first differing keys with both values.
@@ -86,6 +90,7 @@ class RunFolder:
             for key in {**stored, **present}
             if stored.get(key, absent) != present.get(key, absent)
             and not key.endswith(FREE_ENDINGS)
+            and not _is_moved(key, stored, present, {"run", *compared})
         ]
         if differing:
             shown = differing[:MAX_DIFFERENCES]
@@ -146,6 +151,13 @@ class RunFolder:
             for handler in handlers:
                 LOGGER.removeHandler(handler)
             file.close()
+
+
+def _is_moved(
+    key: str, stored: Mapping[str, Any], present: Mapping[str, Any], paths: Collection[str]
+) -> bool:
+    """Whether a key is one of paths, then as now."""
+    return key in paths and all(isinstance(side.get(key), str) for side in (stored, present))
 
 
 def _record(file: Path, number: int, line: str) -> dict[str, Any]:

@@ -9,6 +9,9 @@ import pytest
 from pydantic import Field
 
 from lambda24.common.config import (
+    Count,
+    Depth,
+    Size,
     config_class,
     from_dict,
     load_config,
@@ -229,3 +232,38 @@ def test_union_at_the_top() -> None:
         from_dict(Shape, {"kind": "star"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"  side: got 'x' \(allowed: integer\)"):
         from_dict(Shape, {"kind": "square", "side": "x"})  # type: ignore[arg-type]
+
+
+def test_aliases_are_bounded() -> None:
+    """Ten levels of ten aliases would be 10^10 values; the text is a few lines."""
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10)]
+    with pytest.raises(ValueError, match="aliases stand for more than 1,000,000 characters"):
+        read_yaml_text("\n".join(["l0: &l0 [1, 2]", *levels]))
+    with pytest.raises(ValueError, match="an alias stands for what it is a part of"):
+        read_yaml_text("a: &a [1, *a]")
+    assert read_yaml_text("a: &a {b: 1}\nc: *a\nd: [*a, *a]")["d"] == [{"b": 1}, {"b": 1}]
+
+
+def test_what_no_config_has_a_use_for_is_named() -> None:
+    for value, problem in (
+        (10**30, "got a number of 31 digits"),
+        ("x" * 5000, "got a text of 5,000 characters"),
+    ):
+        with pytest.raises(ValueError, match=rf"parts\.1\.lr: {problem}"):
+            from_dict(Parts, {"parts": [{"lr": 1}, {"lr": value}]})
+    with pytest.raises(ValueError, match="not valid YAML: Exceeds the limit"):
+        read_yaml_text("a: " + "9" * 5000)
+
+
+@config_class
+class Parts:
+    parts: tuple[dict[str, float], ...]
+    side: Size = 1
+    blocks: Depth = 1
+    classes: Count = 1
+
+
+@pytest.mark.parametrize("key", ["side", "blocks", "classes"])
+def test_sizes_have_bounds(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: got 1000000000 \(allowed: less than or equal"):
+        from_dict(Parts, {"parts": [], key: 10**9})

@@ -39,14 +39,10 @@ def checkpoint(run, step=STEPS):
 
 
 def metrics(run):
-    """The training lines without times and without windows, which a resumed run starts anew."""
+    """The training lines without times."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     timing = ("seconds", "images_per_second", "data_wait", "evaluation_share", "saving_share")
-    return [
-        {k: v for k, v in line.items() if k not in timing and not k.startswith("window_")}
-        for line in lines
-        if "loss" in line
-    ]
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines if "loss" in line]
 
 
 def tensors(state, prefix=""):

@@ -6,6 +6,7 @@ import io
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from lambda24.common.data.dataset import ImageDataset
 from lambda24.common.data.shards import Row, ShardedSplit
 from lambda24.common.data.streaming import StreamedImages, StreamingConfig
 from lambda24.common.optim.schedule import lr_at
-from tests.common.training.toy_run import ToyTask, program, records, toy_config, train
+from tests.common.training.toy_run import ToyTask, program, records, toy_config, toy_data, train
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,19 @@ def test_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ImageDataset, "__len__", lambda self: 31)
     with pytest.raises(ValueError, match=r"started on 32 training images, got 31"):
         train(toy_config(steps=4), tmp_path)
+
+
+def test_a_run_and_its_data_may_move(whole: tuple[ToyTask, Path], tmp_path: Path) -> None:
+    """Contents are compared, not paths."""
+    config = toy_config(log_every=2, save_every=3)
+    with pytest.raises(RuntimeError, match="step 4"):
+        train(config, tmp_path / "run", poison=(4, "loss"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    elsewhere = replace(config, data=replace(config.data, path="elsewhere"))
+    resumed, _ = train(elsewhere, tmp_path / "moved")
+    assert resumed.digest() == whole[0].digest()
+    other = toy_data(elsewhere)
+    other.labels = other.labels.flip(0)
+    longer = replace(elsewhere, loop=replace(config.loop, steps=8))
+    with pytest.raises(ValueError, match="was started on other data: fingerprint of the data"):
+        train(longer, tmp_path / "moved", data=other)

@@ -236,3 +236,19 @@ def test_a_full_log_is_no_page_of_traceback(
         LOGGER.info("a line")
         handler.stream = open(tmp_path / "other", "w")  # noqa: SIM115
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_paths_may_change_whose_contents_were_compared(tmp_path: Path) -> None:
+    @config_class
+    class Paths:
+        run: str
+        tokens: str | None = None
+
+    folder = RunFolder(tmp_path)
+    folder.start(Paths(run="here", tokens="a"), 0)
+    folder.check_config(Paths(run="there", tokens="a"))
+    folder.check_config(Paths(run="there", tokens="b"), ("tokens",))
+    with pytest.raises(ValueError, match="tokens: the run has 'a', got 'b'"):
+        folder.check_config(Paths(run="there", tokens="b"))
+    with pytest.raises(ValueError, match="tokens: the run has 'a', got None"):
+        folder.check_config(Paths(run="there"), ("tokens",))
