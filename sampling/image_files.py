@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from lambda24.common.data.class_folders import image_files
-from lambda24.common.images import UnreadableImageError, as_rgb
+from lambda24.common.images import UnreadableImageError, as_rgb, decode_rgb
 from lambda24.common.metrics.reference import ImageSource, TensorImages
 
 SETTINGS_KEY = "lambda24"  # of a PNG's text, for what the image was made with
@@ -68,6 +68,30 @@ def open_images(path: str | Path, size: int) -> ImageSource:
     if path.suffix == ".npz" and path.is_file():
         return TensorImages(_read_npz(path, size))
     raise ValueError(f"{path} is neither a folder of images nor an npz file")
+
+
+def image_size(path: str | Path) -> int:
+    """Side of the first image of a folder or npz file, which must be square.
+
+    Raises:
+        ValueError: nothing there, no images, or a first image that is not square or not readable.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" and path.is_file():
+        pixels = _read_array(path, "arr_0", is_required=True)
+        assert pixels is not None
+        shape = pixels.shape[1:3]
+    else:
+        files = _image_paths(path) if path.is_dir() else []
+        if not files:
+            raise ValueError(f"{path} is no folder of images and no npz file")
+        try:
+            shape = decode_rgb(str(files[0])).size
+        except UnreadableImageError as error:
+            raise ValueError(f"{files[0]} is not a readable image: {error}") from error
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"images of {path} must be square, the first is {tuple(shape)}")
+    return int(shape[0])
 
 
 def read_labels(path: str | Path) -> Tensor | None:

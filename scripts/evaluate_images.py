@@ -1,4 +1,4 @@
-"""Measures images of any origin by the protocol of evaluate_generator.py.
+"""Measures images of any origin by the protocol of evaluate_generator.py, or against each other.
 
 python scripts/evaluate_images.py IMAGES configs/evaluation/cifar10.yaml [key=value ...]
 
@@ -7,6 +7,9 @@ the config's own data: the row to read ours beside. The part that is the referen
 halves, images 0, 2, 4, ... against 1, 3, 5, ...
 Of a folder written by sample.py and an npz file with labels in arr_1, unequal class counts are
 refused unless evaluation.allow_unequal_classes=true; where labels are unknown the result says so.
+
+Two folders or npz files, flat or in class folders, all their images, without any config:
+    python scripts/evaluate_images.py generated real [neighbors=3 out=result.json]
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ from lambda24.common.metrics.reference import (
     image_batches,
     unreadable_images,
 )
-from lambda24.sampling.evaluation.measure import compare_features
+from lambda24.sampling.evaluation.measure import MetricsConfig, compare_features
 from lambda24.sampling.evaluation.protocol import EvaluationRun, class_counts
-from lambda24.sampling.evaluation.result import markdown
-from lambda24.sampling.image_files import open_images, read_labels
+from lambda24.sampling.evaluation.result import EvaluationResult, markdown
+from lambda24.sampling.image_files import image_size, open_images, read_labels
 
 PARTS = ("train", "eval")
 UNKNOWN_CLASSES = "the classes of the images are not known: whether each has as many is not checked"
@@ -45,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("images", help='folder, npz file, "train" or "eval"')
-    parser.add_argument("config", help="YAML file of configs/evaluation")
+    parser.add_argument("config", help="YAML file of configs/evaluation; or a folder or npz file")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--keys", action=PrintKeys, config_class=EvaluationRun)
     arguments = parser.parse_intermixed_args(argv)
+    if is_set_of_images(arguments.config):
+        compare_sets(arguments.images, arguments.config, arguments.overrides)
+        return
     config = load_config(EvaluationRun, arguments.config, arguments.overrides)
     dataset = load_dataset(config.data, train=config.reference == "train")
     images, labels, reference = open_both(arguments.images, config, dataset)
@@ -84,9 +90,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown({Path(arguments.images).name: result}))
     for warning in result.protocol["warnings"]:
         print(f"warning: {warning}")
-    if config.out is not None:
-        result.save(config.out)
-        print(f"written to {config.out}")
+    save(result, config.out or result_name(arguments.images, config.reference))
+
+
+def is_set_of_images(path: str) -> bool:
+    """Whether a path is a folder or an npz file, and no config."""
+    return Path(path).is_dir() or Path(path).suffix == ".npz"
+
+
+def compare_sets(name: str, reference_name: str, overrides: Sequence[str]) -> None:
+    """All images of a folder or npz file against all of another, flat or in class folders.
+
+    Args:
+        overrides: keys of `MetricsConfig`; the extractor is EfficientNet-Lite0 and subsets of KID
+            are as large as the smaller set unless they say otherwise. `out=FILE` is the result's.
+
+    Raises:
+        ValueError: images of different sizes, or too few for the metrics.
+    """
+    outs = [text.removeprefix("out=") for text in overrides if text.startswith("out=")]
+    others = [text for text in overrides if not text.startswith("out=")]
+    size = image_size(reference_name)
+    images, reference = open_images(name, size), open_images(reference_name, size)
+    smaller = min(len(images), len(reference))
+    subset = min(MetricsConfig().kid_subset_size, smaller)
+    fitted = ["extractor.kind=efficientnet_lite0", f"kid_subset_size={subset}"]
+    metrics = load_config(MetricsConfig, None, [*fitted, *others])
+    metrics.check(len(images), len(reference))
+    print(
+        f"{name}: {len(images)} images; {reference_name}: {len(reference)}; "
+        f"{size} x {size} pixels, subsets of KID {metrics.kid_subset_size}"
+    )
+    extractor = build_extractor(metrics.extractor)
+    generated = extract_features(image_batches(images, metrics.batch_size), extractor)
+    protocol = {"images": name, "images_per_class": None, "reference": {"images": reference_name}}
+    result = compare_features(generated, reference, extractor, metrics, protocol)
+    print(markdown({Path(name).name: result}))
+    for warning in result.protocol["warnings"]:
+        print(f"warning: {warning}")
+    save(result, outs[-1] if outs else result_name(name, reference_name))
+
+
+def save(result: EvaluationResult, path: str) -> None:
+    result.save(path)
+    print(f"written to {path}")
+
+
+def result_name(name: str, reference_name: str) -> str:
+    """Where a result goes that names no file: into the working folder."""
+    return f"{Path(name).stem}_against_{Path(reference_name).stem}.json"
 
 
 def open_both(

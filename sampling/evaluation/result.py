@@ -76,10 +76,15 @@ class EvaluationResult:
         value = getattr(self, name)
         if value is None or not math.isfinite(value):
             return "-"
-        text = format(factor * value, form)
+        text = without_negative_zero(format(factor * value, form))
         low, high = self.intervals.get(name, (math.nan, math.nan))
         half = factor * (high - low) / 2
         return f"{text} ± {format(half, form)}" if math.isfinite(half) else text
+
+
+def without_negative_zero(text: str) -> str:
+    """A formatted number, "0.00" in place of "-0.00"."""
+    return text.removeprefix("-") if text.strip("-0.") == "" else text
 
 
 def markdown(results: Mapping[str, EvaluationResult]) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
+from lambda24.sampling.evaluation.result import without_negative_zero
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.scripts import evaluate_generator, evaluate_images, evaluate_tokenizer, sample
 
@@ -253,3 +255,35 @@ def test_two_gloo_processes_measure_what_one_does(folder: Path, tmp_path: Path) 
 
 if __name__ == "__main__":
     one_of_two(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+
+
+def test_two_sets_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All images of either, flat or in class folders; a set against itself is at no distance."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        for folder in (tmp_path / "flat", tmp_path / "classes" / f"c{number % 3}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number:02}.png")
+    few = ["extractor.size=32", "neighbors=2", "density_neighbors=2"]
+    evaluate_images.main(["flat", "classes", *few])
+    shown = capsys.readouterr().out
+    assert "flat: 12 images; classes: 12; 16 x 16 pixels, subsets of KID 12" in shown
+    assert "| flat | 0.00 |" in shown
+    result = json.loads((tmp_path / "flat_against_classes.json").read_text())
+    assert abs(result["gfid"]) < 1e-6
+    assert result["protocol"]["reference"]["num_images"] == 12
+    np.savez("noise.npz", random.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    evaluate_images.main(["noise.npz", "flat", *few, "out=noise.json"])
+    assert json.loads((tmp_path / "noise.json").read_text())["gfid"] > 1
+    Image.fromarray(pixels[0, :8]).save(tmp_path / "flat" / "00.png")
+    with pytest.raises(ValueError, match=r"must be square, the first is \(16, 8\)"):
+        evaluate_images.main(["classes", "flat", *few])
+
+
+@pytest.mark.parametrize(("text", "shown"), [("-0.00", "0.00"), ("-0.01", "-0.01"), ("0.0", "0.0")])
+def test_no_negative_zero(text: str, shown: str) -> None:
+    assert without_negative_zero(text) == shown
