@@ -240,3 +240,30 @@ def test_what_does_not_fit_is_refused(make_task):
         make_task(adversary={**PATCHGAN, "start_step": 4})
     with pytest.raises(ValueError, match=r"ema_decay: got 2\.0"):
         make_task(ema_decay=2.0)
+
+
+def test_a_step_moves_the_average_by_its_rule(make_task):
+    task = make_task(ema_decay=0.5)
+    average = {name: p.clone() for name, p in task.ema.average.named_parameters()}
+    task.train_step([make_batch()], 9)  # (1 + 9) / (10 + 9) is above the decay
+    found = dict(task.ema.average.named_parameters())
+    moved = 0
+    for name, online in task.image_tokenizer.named_parameters():
+        expected = 0.5 * average[name] + 0.5 * online.detach()
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5)
+        moved += int(not torch.equal(found[name], average[name]))
+    assert moved > 5
+
+
+def test_scale_dropout_keeps_the_first_scales_of_its_share_of_images(make_task):
+    """Each image keeps all scales but with its probability, then at least one and never all."""
+    task = make_task(
+        model={"image_size": 32, **_three_scales()}, data=_data(32), scale_dropout=0.25
+    )
+    kept = task._num_kept(make_batch(600))
+    counts = [int((kept == count).sum()) for count in range(4)]
+    assert counts[0] == 0
+    assert counts[3] == pytest.approx(450, abs=45)
+    assert counts[1] == pytest.approx(75, abs=30)
+    assert counts[2] == pytest.approx(75, abs=30)
+    assert make_task()._num_kept(make_batch()) is None
