@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,18 @@ def test_what_a_killed_save_left_is_cleaned(tmp_path: Path) -> None:
     (tmp_path / ".saving-abc" / "model.safetensors").write_bytes(b"half")
     Tiny(4).save_pretrained(tmp_path)
     assert not list(tmp_path.glob(".saving-*"))
+
+
+def test_the_config_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without it is no model yet: what a kill leaves is not taken for one."""
+    replaced: list[str] = []
+    replace = os.replace
+
+    def remember(source: Any, target: Any) -> None:
+        replaced.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", remember)
+    Tiny(4).save_pretrained(tmp_path)
+    ours = [name for name in replaced if name in ("model.safetensors", "config.json")]
+    assert ours == ["model.safetensors", "config.json"]

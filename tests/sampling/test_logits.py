@@ -133,3 +133,11 @@ def test_candidates_of_several_codebooks():
 def test_candidates_out_of_range(k: int):
     with pytest.raises(ValueError, match=rf"\[1, 4\].*got {k}"):
         best_candidates(ROW, k)
+
+
+def test_top_p_stops_where_the_share_is_reached_exactly() -> None:
+    """The best code alone holds half: the fewest that reach 0.5 are one."""
+    logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    assert logits.softmax(-1).tolist() == [[0.5, 0.25, 0.25]]
+    assert top_p(logits, 0.5).isfinite().tolist() == [[True, False, False]]
+    assert top_p(logits, 0.51).isfinite().tolist() == [[True, True, True]]  # and its tie

@@ -285,3 +285,20 @@ def test_a_prefix_sums_the_first_scales_beside_all_of_them():
     (quantized.prefix_z_q * weight).sum().backward()
     assert torch.equal(z.grad, weight)
     assert pyramid.log_gains.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("mode", ["area", "bilinear"])
+def test_inputs_of_the_next_scale_are_sampled_without_a_low_pass(mode: str) -> None:
+    """By PyTorch's own interpolation, which as published does not smooth before it shrinks."""
+    pyramid = make(next_inputs=mode)
+    torch.manual_seed(0)
+    size = pyramid.spec.codebook_sizes[0]
+    tokens = TokenPyramid(torch.randint(size, (2, pyramid.spec.length, 1)), pyramid.spec)
+    for state in pyramid.states(tokens):
+        if state.next_inputs is None:
+            continue
+        side = pyramid.spec.scales[state.scale]
+        options = {} if mode == "area" else {"align_corners": False, "antialias": False}
+        expected = F.interpolate(state.latent, (side, side), mode=mode, **options)
+        found = state.next_inputs.transpose(1, 2).unflatten(2, (side, side))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
