@@ -124,7 +124,7 @@ class ImageCodec:
                 classes = self._labels(labels, tokens, counts, batch_size)
             self._code(encoder, mode, tokens, counts, classes, batch_size, progress)
             payload = encoder.bytes()
-        header = Header(mode, self.digest(mode), sizes, token_checksum(tokens))
+        header = Header(mode, self.digest(mode), sizes, content_checksum(tokens, sizes))
         return write_container(header, payload)
 
     def decode(
@@ -179,7 +179,7 @@ class ImageCodec:
                 raise ValueError(f"damaged: {len(payload)} bytes cannot hold {total} tiles")
             decoder = Decoder(payload)
             tokens = self._code(decoder, header.mode, None, counts, None, batch_size, progress)
-        found = token_checksum(tokens)
+        found = content_checksum(tokens, header.sizes)
         if found != header.checksum:
             raise ValueError(
                 f"decoded to other tokens than were coded: checksum {header.checksum:08x}, got "
@@ -370,9 +370,10 @@ class ImageCodec:
         return torch.stack(columns, dim=1)
 
 
-def token_checksum(tokens: Tensor) -> int:
-    """CRC-32 of tokens as little-endian 64-bit integers."""
-    return zlib.crc32(tokens.cpu().contiguous().numpy().astype("<i8").tobytes())
+def content_checksum(tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> int:
+    """CRC-32 of tokens as little-endian 64-bit integers and of the images' sizes."""
+    numbers = tokens.cpu().contiguous().numpy().astype("<i8").tobytes()
+    return zlib.crc32(np.array(sizes, "<i8").tobytes(), zlib.crc32(numbers))
 
 
 def _model_digest(model: PretrainedModel) -> str:

@@ -19,6 +19,7 @@ PROGRAMS = {
     "evaluate-generator": "gFID, Inception Score, precision and recall",
     "evaluate-images": "the same of images from anywhere",
     "compress": "an image codec: files to tokens and back",
+    "fuzz-codec": "damage files of coded images: none may give wrong ones",
     "sweep": "try sampling settings",
     "plot-run": "curves and pictures of run folders",
     "compare-quantizers": "one autoencoder around each quantizer",

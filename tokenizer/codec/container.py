@@ -2,7 +2,7 @@
 
     magic  version  mode  digest of the models (16 bytes)
     number of images, sizes, length of the payload    variable-length integers
-    checksum of the tokens (4 bytes)
+    checksum of the tokens and sizes (4 bytes)
     payload
     checksum of all bytes before (4 bytes)
 
@@ -35,7 +35,7 @@ class Header:
         mode: how tokens are coded.
         digest: of the models that the payload is coded with, 16 bytes.
         sizes: (width, height) of each image in pixels.
-        checksum: CRC-32 of the tokens; see `token_checksum`.
+        checksum: CRC-32 of what the payload decodes to.
     """
 
     mode: Mode
