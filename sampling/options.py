@@ -24,10 +24,10 @@ LONGEST = 100  # characters of a number, and of a text that an error message rep
 
 
 def parse_label(text: str, pipeline: Pipeline) -> int:
-    """Class number of a name, a number or, where a name looks like one, "#" and a number.
+    """Class number of a name, of a number where no name is one, or of "#" and a number.
 
     Raises:
-        ValueError: unknown names, numbers out of range.
+        ValueError: unknown names, numbers out of range, a number that could be meant for a name.
     """
     text = text.strip()
     if text in pipeline.label_names:
@@ -35,7 +35,22 @@ def parse_label(text: str, pipeline: Pipeline) -> int:
     if len(text) > LONGEST:
         raise ValueError(f"unknown class {_shown(text)}")
     number = text.removeprefix("#")
+    if text.isdecimal() and any(name.isdecimal() for name in pipeline.label_names):
+        raise ValueError(_two_readings(text, pipeline))
     return pipeline.label_index(int(number) if number.isdecimal() else text)
+
+
+def _two_readings(text: str, pipeline: Pipeline) -> str:
+    """Why a number that is no class name is refused where names are numbers."""
+    readings = [f"{name!r}" for name in pipeline.label_names if _is_number(name, int(text))]
+    if int(text) <= pipeline.generator.num_classes:
+        readings.append(f"'#{text}' for number {text}, {class_name(int(text), pipeline)!r}")
+    hint = " or ".join(readings) or "none is near"
+    return f"label {text!r} is no class name, and class names here are numbers: write {hint}"
+
+
+def _is_number(name: str, number: int) -> bool:
+    return name.isdecimal() and int(name) == number
 
 
 def parse_labels(text: str, pipeline: Pipeline) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,6 +41,8 @@ from lambda24.sampling.settings import (
     save_settings,
 )
 from lambda24.tokenizer.model import ImageTokenizer
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
@@ -73,6 +76,7 @@ class Pipeline:
         self.sampling = sampling or SamplingConfig()
         self.training = training or {}
         self.dtype = torch.float32
+        self._has_said = False
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Pipeline:
@@ -191,12 +195,24 @@ class Pipeline:
             hint = f"closest: {', '.join(close)}" if close else _known(self.label_names)
             raise ValueError(f"unknown class {label!r}; {hint}")
         number = as_integer(label, "labels")
+        if any(name.isdecimal() and int(name) != i for i, name in enumerate(self.label_names)):
+            self._say_once_that_numbers_are_indices()
         if not 0 <= number <= self.generator.num_classes:
             raise ValueError(
                 f"labels must be in [0, {self.generator.num_classes}] "
                 f"(the last is the null class), got {label}"
             )
         return number
+
+    def _say_once_that_numbers_are_indices(self) -> None:
+        if self._has_said:
+            return
+        self._has_said = True
+        logger.warning(
+            "class names of this model are numbers: labels that are integers count from 0, "
+            "0 is %r; give text for a name",
+            self.label_names[0],
+        )
 
     def __call__(
         self,

@@ -93,3 +93,28 @@ def test_drop_path_keeps_the_mean():
     assert torch.equal(found[..., 0] == 0, found[..., 1] == 0)
     assert found.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(gamma), gamma)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_by_definition(shared: bool):
+    """x + gamma1 attention(LN(x) (1 + scale1) + shift1), then the same of the MLP.
+
+    The vectors stand in VAR's order: two gammas, two scales, two shifts.
+    """
+    torch.manual_seed(0)
+    block = Block(16, 2, mlp_ratio=2.0, qk_norm=True, shared_adaln=shared, drop_path=0.0)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(3, 5, 16)
+    condition = torch.randn(3, 6, 16) if shared else torch.randn(3, 16)
+    table = condition + block.adaln_table if shared else block.adaln(condition).view(3, 6, 16)
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = table[:, :, None].unbind(1)
+
+    def normed(values: torch.Tensor) -> torch.Tensor:
+        centred = values - values.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    expected = x + gamma1 * block.attention(normed(x) * (1 + scale1) + shift1, None, None, None)
+    mixed = block.mlp(normed(expected) * (1 + scale2) + shift2)
+    expected = expected + gamma2 * mixed
+    torch.testing.assert_close(block(x, condition, None, None, None), expected)

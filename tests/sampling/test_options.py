@@ -25,10 +25,37 @@ def pipeline() -> Pipeline:
 
 
 def test_a_name_wins_over_a_number(pipeline: Pipeline):
-    assert [parse_label(text, pipeline) for text in (" cat ", "2", "7", "4")] == [0, 2, 3, 4]
-    for text in ("", "cta", "5", "-1", "1.5"):
+    assert [parse_label(text, pipeline) for text in (" cat ", "#2", "7", "#4")] == [0, 2, 3, 4]
+    for text in ("", "cta", "#5", "-1", "1.5"):
         with pytest.raises(ValueError, match=r"unknown class|labels must be in \[0, 4\]"):
             parse_label(text, pipeline)
+
+
+def test_a_number_that_may_be_meant_for_a_name_is_refused():
+    """Folders 001 to 012: "2" drew the third of them."""
+    pipeline = tiny_pipeline(names=("001", "002", "003", "11"))
+    for text, readings in (
+        ("2", "'002' or '#2' for number 2, '003'"),
+        ("0", "'#0' for number 0, '001'"),
+        ("12", "none is near"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"label '{text}' is no class name, .*: write {readings}"
+        ):
+            parse_label(text, pipeline)
+    assert [parse_label(text, pipeline) for text in ("002", "#2", "11")] == [1, 2, 3]
+    names = tiny_pipeline(names=("cat", "dog", "eel", "fox"))
+    assert parse_label("2", names) == 2
+
+
+def test_integers_are_indices_and_it_is_said_once(caplog: pytest.LogCaptureFixture):
+    pipeline = tiny_pipeline(names=("1", "2", "3", "11"))
+    assert [pipeline.label_index(label) for label in (2, 0, "2")] == [2, 0, 1]
+    assert len(caplog.records) == 1
+    assert "count from 0, 0 is '1'" in caplog.text
+    caplog.clear()
+    assert tiny_pipeline(names=("0", "1", "2", "3")).label_index(2) == 2  # digits: no two readings
+    assert not caplog.records
 
 
 def test_too_many_seeds_are_refused_before_there_is_a_list_of_them():

@@ -49,7 +49,7 @@ def test_grid_and_files(folder: Path, tmp_path: Path, pipeline: Pipeline):
 
 def test_labels_are_names_numbers_or_all(pipeline: Pipeline):
     assert parse_labels("cat, a/b", pipeline) == [0, 1]
-    assert parse_labels("1,3", pipeline) == [1, 3]  # 3 is the null class
+    assert parse_labels("#1,#3", pipeline) == [1, 3]  # 3 is the null class
     assert parse_labels("2", pipeline) == [2]
     assert parse_labels("all", pipeline) == [0, 1, 2]
     with pytest.raises(ValueError, match="unknown class 'cta'; closest: cat"):
@@ -57,7 +57,7 @@ def test_labels_are_names_numbers_or_all(pipeline: Pipeline):
 
 
 def test_what_would_be_drawn_twice_to_one_file_is_refused(pipeline: Pipeline):
-    for text in ("cat,cat", "a/b,cat,0"):
+    for text in ("cat,cat", "a/b,cat,#0"):
         with pytest.raises(ValueError, match="class cat more than once"):
             parse_labels(text, pipeline)
     for text in ("1,1", "0:3,1"):
@@ -97,7 +97,7 @@ def test_settings_come_from_the_folder_a_file_and_overrides(tmp_path: Path):
     ("arguments", "message"),
     [
         (["--labels", "cta"], "unknown class 'cta'; closest: cat"),
-        (["--labels", "7"], r"labels must be in \[0, 3\]"),
+        (["--labels", "#7"], r"labels must be in \[0, 3\]"),
         (["top_k=76"], r"top_k must be an integer in \[1, 75\], got 76"),
         (["temperature=-1"], "temperature must be positive, got -1"),
         (["top_p=1.5"], r"top_p must be in \(0, 1\], got 1.5"),
