@@ -120,7 +120,7 @@ class PretrainedModel(
             storages.add(storage)
         digests = {DIGEST_KEY: state_digest("", tensors), CONFIG_DIGEST_KEY: config_digest(config)}
         metadata = {"format": "pt", **digests}
-        save_file(tensors, save_directory / WEIGHTS_FILE, metadata=metadata)
+        _save_tensors(tensors, save_directory / WEIGHTS_FILE, metadata)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -206,6 +206,21 @@ def _checked_tensors(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file that is the same, byte for byte, whenever its contents are.
+
+    The library writes metadata in an order that differs from process to process.
+    """
+    save_file(tensors, path, metadata=metadata)
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a config, in hexadecimal, however it is laid out as text."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
@@ -287,7 +302,7 @@ def store_as(path: str | Path, dtype: torch.dtype) -> None:
     rounded = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     temporary = path.with_suffix(".tmp")
     metadata = {**_metadata(path), "format": "pt", DIGEST_KEY: state_digest("", rounded)}
-    save_file(rounded, temporary, metadata=metadata)
+    _save_tensors(rounded, temporary, metadata)
     sync(temporary)
     os.replace(temporary, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lambda24.common.config import load_config, shipped_configs
+from lambda24.common.pretrained import CONFIG_FILE
 from lambda24.common.training.run_folder import RunFolder
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.tokenizer import ImageTokenizer
@@ -47,7 +48,8 @@ def tokenizer_config(source: str) -> TokenizerConfig:
 def check_same_tokenizer(config: GeneratorTrainingConfig, image_tokenizer: ImageTokenizer) -> None:
     """Raises ValueError if the run has been trained on other tokens than these."""
     kept = Path(config.run) / ImageTokenizer.folder_name
-    if not kept.is_dir() or not RunFolder(config.run).checkpoints.steps():
+    # A copy without its config is not whole: the disk was full, or its first save was killed.
+    if not (kept / CONFIG_FILE).is_file() or not RunFolder(config.run).checkpoints.steps():
         return
     parts = (ImageTokenizer.from_pretrained(kept), image_tokenizer)
     before, now = map(tokenizer_fingerprint, parts)

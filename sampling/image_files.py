@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class FolderImages:
         try:
             with Image.open(path) as file:
                 pixels = np.array(as_rgb(file))
-        except (UnidentifiedImageError, OSError, UnreadableImageError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, struct.error, ValueError) as error:
             raise ValueError(f"{path} is not a readable image: {error}") from error
         if pixels.shape[:2] != (self.size, self.size):
             raise ValueError(
@@ -125,7 +126,7 @@ def _png_label(path: Path) -> int | None:
     try:
         with Image.open(path) as file:
             settings = json.loads(file.info.get(SETTINGS_KEY, "null"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, struct.error) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
     except ValueError:  # another program's text
         return None
@@ -171,7 +172,7 @@ def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> Non
 
 
 def is_saved(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether `save_png` has written this image before.
+    """Whether `save_png` has written this image before; a damaged one has to be drawn again.
 
     Raises:
         ValueError: a file that is no image or was made with other settings.
@@ -181,10 +182,19 @@ def is_saved(path: Path, settings: Mapping[str, Any]) -> bool:
     try:
         with Image.open(path) as file:
             found = file.info.get(SETTINGS_KEY)
-    except (UnidentifiedImageError, OSError) as error:
+            is_whole = _has_pixels(file)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
     if found != json.dumps(settings, sort_keys=True):
         raise ValueError(f"{path} was made with other settings: {found}, not {dict(settings)}")
+    return is_whole
+
+
+def _has_pixels(image: Image.Image) -> bool:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error):  # what decoders make of damage
+        return False
     return True
 
 

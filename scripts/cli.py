@@ -24,6 +24,7 @@ PROGRAMS = {
     "plot-run": "curves and pictures of run folders",
     "compare-quantizers": "one autoencoder around each quantizer",
     "preset-table": "sizes and estimated costs of the presets",
+    "fuzz-files": "damage what programs read back, and see it refused",
     "benchmark": "speed of search, heads, training steps and sampling",
 }
 

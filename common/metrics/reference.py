@@ -130,11 +130,11 @@ def reference_features(
         return _reference_features(source, extractor, batch_size, max_kept)
     key = _content_hash(source, extractor, max_kept)
     path = cache / "features" / f"{key}.safetensors"
-    found = _read_cache(path)
+    found = read_cached_features(path)
     if found is None:
         found = _reference_features(source, extractor, batch_size, max_kept)
         try:
-            _write_cache(path, found)
+            write_cached_features(path, found)
         except OSError as error:  # a result is worth more than its cache
             warnings.warn(f"reference features are not cached: {error}", stacklevel=2)
     return found
@@ -196,7 +196,8 @@ def _content_hash(source: ImageSource, extractor: FeatureExtractor, max_kept: in
     return digest.hexdigest()
 
 
-def _read_cache(path: Path) -> FeatureSet | None:
+def read_cached_features(path: Path) -> FeatureSet | None:
+    """An entry of the cache; None if it is not there, or damaged, which is a warning."""
     if not path.is_file():
         return None
     try:
@@ -216,7 +217,8 @@ def _read_cache(path: Path) -> FeatureSet | None:
         return None
 
 
-def _write_cache(path: Path, features: FeatureSet) -> None:
+def write_cached_features(path: Path, features: FeatureSet) -> None:
+    """Writes an entry of the cache, with its digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}")
     stats, spatial = features.stats, features.spatial

@@ -253,7 +253,8 @@ class Session:
         if self.is_finished:
             return
         if self.accelerator.is_main_process:
-            self.folder.start(config, self.done)
+            with self.folder.writing(needed=0):
+                self.folder.start(config, self.done)
         if self.loop.trackers:
             plain = {key: str(value) for key, value in flatten(to_dict(config)).items()}
             self.accelerator.init_trackers("trackers", config=plain)
@@ -349,9 +350,9 @@ class Session:
 
     def end_by(self, number: int) -> None:
         name = signal.Signals(number).name
-        logger.warning(
-            "stopped by %s after step %d, which is saved; the same command goes on", name, self.done
-        )
+        if self.accelerator.is_main_process:  # one line, whatever the number of processes
+            text = "stopped by %s after step %d, which is saved; the same command goes on"
+            logger.warning(text, name, self.done)
         raise SystemExit(128 + number)
 
     def is_due(self, interval: int | None) -> bool:
@@ -428,7 +429,8 @@ class Session:
         if broadcast_object_list(decision)[0]:
             self.task.state_dict()  # makes the average whole on the main process
             if is_main:
-                best.keep(self.done, value, self.task.save_pretrained)
+                with self.folder.writing(self.needed):
+                    best.keep(self.done, value, self.task.save_pretrained)
         elif is_main:
             warn_of_rise(best, self.folder.metrics(), self.evaluation)
 
@@ -436,7 +438,9 @@ class Session:
         torch.manual_seed(hash_integer(self.seed, self.done, SAMPLE))
         picture = self.task.sample(self.done)
         if picture is not None and self.accelerator.is_main_process:
-            save_image(picture, self.folder.sample_file(self.done))
+            file = self.folder.sample_file(self.done)
+            with self.folder.writing(picture.width * picture.height * 3, file):
+                save_image(picture, file)
 
     def save(self) -> None:
         own = [self.stream.state_dict()]  # a list, as gathering joins lists
@@ -456,10 +460,17 @@ class Session:
             self.folder.checkpoints.save(self.done, state, keep=keep)
         self.write_models()
 
+    @property
+    def needed(self) -> int:
+        """Bytes of a model folder, about: its weights, in whatever they are trained in."""
+        parts = self.task.modules.values()
+        return sum(p.numel() * p.itemsize for part in parts for p in part.parameters())
+
     def write_models(self) -> None:
         """The model folders of the weights at hand; `gather` has made averages whole."""
         if self.accelerator.is_main_process:
-            self.task.save_pretrained(self.folder.path)
+            with self.folder.writing(self.needed):
+                self.task.save_pretrained(self.folder.path)
             if self.task.minimized is not None:
                 logger.info(BestWeights(self.folder.path, self.task.minimized).describe(self.done))
         self.accelerator.wait_for_everyone()

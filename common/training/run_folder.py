@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,14 @@ class RunFolder:
         clean = {key: value if math.isfinite(value) else None for key, value in record.items()}
         line = json.dumps(clean) + "\n"
         with (
-            writing(self.metrics_file, needed=len(line), safe=self.checkpoints.safe_text()),
+            self.writing(len(line), self.metrics_file),
             open(self.metrics_file, "a", encoding="utf-8") as file,
         ):
             file.write(line)
+
+    def writing(self, needed: int, path: Path | None = None) -> AbstractContextManager[None]:
+        """Around what writes `needed` bytes below this folder; see `files.writing`."""
+        return writing(path or self.path, needed=needed, safe=self.checkpoints.safe_text())
 
     @contextmanager
     def logging(self, *, enabled: bool) -> Iterator[None]:

@@ -242,3 +242,14 @@ def test_the_config_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Tiny(4).save_pretrained(tmp_path)
     ours = [name for name in replaced if name in ("model.safetensors", "config.json")]
     assert ours == ["model.safetensors", "config.json"]
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """Whatever order metadata come in."""
+    model = Tiny(4)
+    files = []
+    for number in range(8):
+        model.save_pretrained(tmp_path / str(number))
+        files.append((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(set(files)) == 1
+    assert Tiny.from_pretrained(tmp_path / "0").width == 4

@@ -155,3 +155,15 @@ def test_images_are_those_that_training_reads(tmp_path: Path) -> None:
     found = open_images(tmp_path / "images", 8)
     assert len(found) == len(data) == 4
     assert torch.equal(found.images_uint8(range(4)), data.images_uint8(range(4)))
+
+
+def test_a_truncated_image_is_drawn_again(tmp_path: Path) -> None:
+    """Its header, with the settings, is whole; its pixels are not."""
+    path, settings = tmp_path / "one.png", {"label": 1}
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    save_png(Image.fromarray(noise), path, settings)
+    assert is_saved(path, settings)
+    content = path.read_bytes()
+    for end in (len(content) - 60, len(content) // 2):
+        path.write_bytes(content[:end])
+        assert not is_saved(path, settings)
