@@ -146,8 +146,6 @@ def schedule_text(schedule: GuidanceSchedule | None) -> str:
         return _number(schedule)
     if isinstance(schedule, (tuple, list)):
         return ", ".join(map(_number, schedule)) if len(schedule) > 1 else str(list(schedule))
-    if schedule.kind == "constant":
-        return _number(schedule.start)
     numbers = [getattr(schedule, name) for name in RAMPS[schedule.kind]]
     return " ".join([schedule.kind, *map(_number, numbers)])
 

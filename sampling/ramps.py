@@ -15,14 +15,6 @@ from lambda24.common.config import config_class
 
 
 @config_class
-class ConstantRamp:
-    """The same value at all scales."""
-
-    kind: Literal["constant"] = "constant"
-    start: float
-
-
-@config_class
 class LinearRamp:
     """From `start` at the first scale to `end` at the last."""
 
@@ -62,11 +54,9 @@ class VarRamp:
     cfg: float
 
 
-Ramp = Annotated[ConstantRamp | LinearRamp | CosineRamp | PowerRamp, Field(discriminator="kind")]
+Ramp = Annotated[LinearRamp | CosineRamp | PowerRamp, Field(discriminator="kind")]
 Schedule = float | tuple[float, ...] | Ramp
-GuidanceRamp = Annotated[
-    ConstantRamp | LinearRamp | CosineRamp | PowerRamp | VarRamp, Field(discriminator="kind")
-]
+GuidanceRamp = Annotated[LinearRamp | CosineRamp | PowerRamp | VarRamp, Field(discriminator="kind")]
 GuidanceSchedule = float | tuple[float, ...] | GuidanceRamp
 
 
@@ -90,8 +80,6 @@ def resolve_schedule(schedule: GuidanceSchedule, num_scales: int, name: str) -> 
             )
         return tuple(float(value) for value in schedule)
     positions = [k / max(1, num_scales - 1) for k in range(num_scales)]
-    if isinstance(schedule, ConstantRamp):
-        return (schedule.start,) * num_scales
     if isinstance(schedule, VarRamp):
         return tuple(1 + schedule.cfg * position for position in positions)
     return tuple(

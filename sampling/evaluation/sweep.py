@@ -29,7 +29,7 @@ from lambda24.sampling.evaluation.protocol import (
     GeneratorEvaluator,
 )
 from lambda24.sampling.pipeline import Pipeline
-from lambda24.sampling.ramps import ConstantRamp, GuidanceSchedule, PowerRamp, Schedule, VarRamp
+from lambda24.sampling.ramps import GuidanceSchedule, PowerRamp, Schedule, VarRamp
 from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer.tokens import TokenSpec
 
@@ -121,8 +121,6 @@ def schedule_text(schedule: GuidanceSchedule | None) -> str:
         return f"{schedule:g}"
     if isinstance(schedule, tuple):
         return "/".join(f"{value:g}" for value in schedule)
-    if isinstance(schedule, ConstantRamp):
-        return f"{schedule.start:g}"
     if isinstance(schedule, VarRamp):
         return f"var {schedule.cfg:g}"
     ends = f"{schedule.kind} {schedule.start:g}→{schedule.end:g}"

@@ -15,7 +15,7 @@ from lambda24.sampling.options import (
 )
 from lambda24.sampling.pipeline import Pipeline, override
 from lambda24.sampling.playground.actions import class_choices
-from lambda24.sampling.ramps import ConstantRamp, CosineRamp, LinearRamp, PowerRamp, VarRamp
+from lambda24.sampling.ramps import CosineRamp, LinearRamp, PowerRamp, VarRamp
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 
@@ -161,7 +161,6 @@ def test_numbers_of_a_schedule_are_finite(text: str):
         1234567.0,
         (1.0, 2.5),
         (3.0,),
-        ConstantRamp(start=2.0),
         LinearRamp(start=1.0, end=3.5),
         CosineRamp(start=-1.0, end=1e-7),
         PowerRamp(start=1.0, end=2.0, power=0.5),
@@ -172,8 +171,7 @@ def test_the_text_of_a_schedule_means_the_schedule(schedule):
     read = override(
         SamplingConfig(), {"guidance_scale": parse_schedule(schedule_text(schedule), "")}
     )
-    given = schedule.start if isinstance(schedule, ConstantRamp) else schedule
-    assert read == SamplingConfig(guidance_scale=given)
+    assert read == SamplingConfig(guidance_scale=schedule)
 
 
 def test_empty_fields_are_settings_not_used(pipeline: Pipeline):

@@ -6,7 +6,6 @@ import torch
 from lambda24.common.config import from_dict
 from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.ramps import (
-    ConstantRamp,
     CosineRamp,
     LinearRamp,
     PowerRamp,
@@ -23,7 +22,6 @@ def test_numbers_and_lists():
 
 
 def test_ramps():
-    assert resolve_schedule(ConstantRamp(start=3.0), 3, "x") == (3.0, 3.0, 3.0)
     assert resolve_schedule(LinearRamp(start=1.0, end=3.0), 5, "x") == (1, 1.5, 2, 2.5, 3)
     cosine = resolve_schedule(CosineRamp(start=0.0, end=1.0), 5, "x")
     assert cosine == pytest.approx((0, 0.1464466, 0.5, 0.8535534, 1))

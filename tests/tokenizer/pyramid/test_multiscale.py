@@ -302,3 +302,23 @@ def test_inputs_of_the_next_scale_are_sampled_without_a_low_pass(mode: str) -> N
         expected = F.interpolate(state.latent, (side, side), mode=mode, **options)
         found = state.next_inputs.transpose(1, 2).unflatten(2, (side, side))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_losses_of_scales_weigh_as_much_as_they_have_tokens():
+    """A quantizer's own losses: their mean over all tokens of the pyramid, by definition."""
+    pyramid = make({"dim": 6, "codebook_size": 64}, kind="vq", gain="none", commitment_weight=0.0)
+    z = latent(channels=6)
+    seen = []
+    handle = pyramid.quantizer.register_forward_hook(lambda _, z, out: seen.append(out))
+    total = pyramid(z).loss
+    handle.remove()
+    counts = [1, 4, 9, 25]
+    own = sum(
+        count * pyramid.quantizer.total_loss(out.losses)
+        for count, out in zip(counts, seen, strict=True)
+    )
+    target, fits = pyramid.normalize(z), []
+    for state in list(pyramid.states(pyramid.encode(z)))[1:]:
+        fits.append((state.latent - target).square().mean())
+    expected = own / 39 + sum(fits) / 4
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
