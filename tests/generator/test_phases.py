@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lambda24.common.draws import inverse_cdf
 from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
 from lambda24.generator.phases import (
     WINDOW,
@@ -20,7 +21,9 @@ from lambda24.generator.phases import (
     teacher_forcing_inputs,
 )
 from lambda24.sampling.generate import generate
+from lambda24.sampling.logits import top_k
 from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.seeds import SeededUniforms
 from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer import ImageTokenizer, TokenPyramid, TokenSpec
 from tests.sampling.tiny_pipeline import SHAPE, tiny_pipeline
@@ -156,6 +159,36 @@ def test_drawn_tokens_are_those_of_a_masked_pass() -> None:
         best = generator.head.logits(generator(inputs, labels)).argmax(-1)
     assert torch.equal(best, tokens.indices[..., 0])
     assert len(tokens.indices.unique()) > 3
+
+
+SETTINGS = {
+    "guidance_scale": (1.0, 2.5, 1.0),
+    "temperature": (1.0, 0.7, 1.3),
+    "top_k": (75, 40, 20),
+}
+
+
+def test_phases_are_drawn_with_the_settings_of_their_scale() -> None:
+    """Against a loop without cache or stacking; guidance ends before the scale of four phases."""
+    phases = (1, 2, 4)
+    pipeline = with_phases(phases, depth=2)
+    generator, tokenizer = pipeline.generator, pipeline.image_tokenizer
+    labels, seeds, spec = torch.tensor([0, 1, 2, 3]), [4, 0, 9, 4], tokenizer.spec
+    null, uniforms = torch.full_like(labels, 4), SeededUniforms(seeds)
+    indices = torch.zeros(4, spec.length, 1, dtype=torch.int64)
+    for step in generator.steps:
+        places = flat_positions(spec, step)
+        scale, heat, kept = (values[step.scale] for values in SETTINGS.values())
+        inputs = teacher_forcing_inputs(tokenizer, TokenPyramid(indices, spec), phases)
+        with torch.no_grad():  # positions of later steps hold wrong inputs; nothing sees them
+            guided, plain = (
+                generator.head.logits(generator(inputs, of)[:, places]) for of in (labels, null)
+            )
+        logits = top_k((scale * guided + (1 - scale) * plain) / heat, int(kept))
+        numbers = uniforms.draw(len(places), 1)
+        indices[:, places, 0] = inverse_cdf(logits, numbers[..., 0])
+    drawn = generate(generator, tokenizer, labels, seeds, SamplingConfig(**SETTINGS)).tokens
+    assert torch.equal(drawn.indices, indices)
 
 
 def test_phases_travel_with_the_weights(tmp_path: Any) -> None:
