@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lambda24.common.optim.build import state_size
 from lambda24.common.training.estimate import activations_per_image, estimate_memory, length_text
 from lambda24.common.training.launch import resolve_precision
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.cost import cost_text
 from lambda24.generator.cpu_forms.tiles import forms_of_gpus
 from lambda24.generator.heads import CategoricalHeadConfig, Head, build_head
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.settings import GeneratorTrainingConfig, check_tokenizer
 from lambda24.tokenizer import ImageTokenizer, TokenSpec
 from lambda24.tokenizer.model import TokenizerConfig

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from lambda24.generator.model import GeneratorConfig
 from lambda24.tokenizer.tokens import TokenSpec
 
 IMAGENET_CLASSES = 1000

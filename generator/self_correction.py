@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lambda24.common.config import config_class
-from lambda24.common.data.dataset import Batch, uniform_from_keys
+from lambda24.common.data.batches import Batch, uniform_from_keys
 from lambda24.tokenizer import ImageTokenizer, TokenPyramid
 from lambda24.tokenizer.lattices.neighbors import NUM_TRIES, draw_neighbors
 from lambda24.tokenizer.quantizers import LeechConfig

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from lambda24.common.config import config_class
-from lambda24.common.data.dataset import DataConfig, ImageDataset
+from lambda24.common.data.dataset import ImageDataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.optim.build import AnyOptimizerConfig
 from lambda24.common.training.loop import LoopConfig
 from lambda24.generator.config import GeneratorConfig

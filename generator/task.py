@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from lambda24.common.data.dataset import Batch, ImageDataset, uniform_from_keys
+from lambda24.common.data.batches import Batch, uniform_from_keys
+from lambda24.common.data.dataset import ImageDataset
 from lambda24.common.images import from_uint8
 from lambda24.common.metrics.reference import spread
 from lambda24.common.optim.build import build_any_optimizer

@@ -49,7 +49,7 @@ from lambda24.tokenizer import ImageTokenizer
 from lambda24.tokenizer.lattices import leech
 from lambda24.tokenizer.lattices.codes import build_code
 from lambda24.tokenizer.lattices.geometry import code_geometry
-from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
 
 LARGEST_LOSS = 1e-6  # relative, of an exact search in float32
 HEADS = (

@@ -20,7 +20,8 @@ from typing import Any
 
 from lambda24.common.command_line import run_program
 from lambda24.common.config import from_dict, read_yaml_text
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import save_image
 from lambda24.common.training.run_folder import RunFolder
 from lambda24.scripts.reports.curves import (

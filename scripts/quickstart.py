@@ -25,7 +25,8 @@ from PIL import Image
 from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
 from lambda24.common.data.augmentation import AugmentConfig
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_uint8, make_grid, save_image, to_uint8
 from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.metrics.reference import spread
@@ -38,7 +39,8 @@ from lambda24.sampling.model_card import read_training
 from lambda24.sampling.preview import draw_classes
 from lambda24.scripts.reports.quickstart_report import measure, report
 from lambda24.tokenizer import ImageTokenizer
-from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
+from lambda24.tokenizer.task import TokenizerTask
 
 SAMPLING = SamplingConfig(guidance_scale=1.5)
 FEW_IMAGES = 1_000

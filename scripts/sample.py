@@ -31,7 +31,6 @@ from lambda24.common.command_line import run_program
 from lambda24.common.config import to_dict
 from lambda24.common.images import check_image_path, decode_rgb, from_pil, save_grid
 from lambda24.common.training.launch import patient_accelerator
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.image_files import is_saved, save_png, write_npz
 from lambda24.sampling.options import (
     MAX_IMAGES,
@@ -44,6 +43,7 @@ from lambda24.sampling.options import (
 from lambda24.sampling.pipeline import GROUP, Pipeline
 from lambda24.sampling.playground.uploads import fit_square, open_upload
 from lambda24.sampling.seeds import check_seeds
+from lambda24.sampling.settings import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from lambda24.common.command_line import run_program
 from lambda24.common.training.program import training_program
 from lambda24.tokenizer.plan import describe
-from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
+from lambda24.tokenizer.task import TokenizerTask
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

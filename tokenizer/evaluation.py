@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lambda24.common.config import config_class, to_dict
-from lambda24.common.data.dataset import DataConfig
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_uint8, make_grid, to_uint8
 from lambda24.common.metrics.pairs import MS_SSIM_SIDE, library_versions, psnr, save_metrics
 from lambda24.common.metrics.reference import (

@@ -19,7 +19,7 @@ from lambda24.tokenizer.adversary.discriminators import (
 )
 from lambda24.tokenizer.autoencoders.build import build_autoencoder
 from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
-from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
 
 
 def describe(config: TokenizerTrainingConfig) -> str:

@@ -17,7 +17,8 @@ from accelerate.utils import DistributedType
 from PIL import Image
 from torch import Tensor, nn
 
-from lambda24.common.data.dataset import Batch, ImageDataset, uniform_from_keys
+from lambda24.common.data.batches import Batch, uniform_from_keys
+from lambda24.common.data.dataset import ImageDataset
 from lambda24.common.images import from_uint8, make_grid, to_uint8
 from lambda24.common.metrics.pairs import psnr
 from lambda24.common.metrics.reference import spread

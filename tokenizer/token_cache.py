@@ -27,7 +27,8 @@ from lambda24.common.data.batches import (
     uniform_from_keys,
 )
 from lambda24.common.data.cut import FLIP_STREAM
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.files import reading, replace_text
 from lambda24.common.images import from_uint8
 from lambda24.common.pretrained import state_digest

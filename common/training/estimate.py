@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.training.loop import LoopConfig
 
 FP32_BYTES = 4

@@ -12,7 +12,8 @@ import psutil
 from lambda24.common.config import load_config, to_yaml
 from lambda24.common.config_keys import PrintKeys
 from lambda24.common.data.batches import TrainingData
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset, load_training_data
+from lambda24.common.data.dataset import ImageDataset, load_dataset, load_training_data
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.pretrained import numbers_at_most
 from lambda24.common.training.estimate import FP32_BYTES, epochs_text
 from lambda24.common.training.loop import LoopConfig, Task, fit

@@ -17,18 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lambda24.common.config import config_class, to_dict
-from lambda24.common.data.dataset import DataConfig, ImageDataset
+from lambda24.common.data.dataset import ImageDataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_pil
 from lambda24.common.metrics.extractors import FeatureExtractor, ImageFeatures, build_extractor
 from lambda24.common.metrics.reference import FeatureSet, collect_features, unreadable_images
 from lambda24.common.processes import gather, main_first, share
 from lambda24.sampling.evaluation.measure import (
-    EvaluationResult,
     MetricsConfig,
     compare_features,
     evaluate_images,
     measure_reference,
 )
+from lambda24.sampling.evaluation.result import EvaluationResult
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.seeds import NUM_SEEDS
 from lambda24.sampling.settings import SamplingConfig

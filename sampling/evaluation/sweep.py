@@ -24,10 +24,10 @@ from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.training.run_folder import flatten
 from lambda24.sampling.evaluation.protocol import (
     EvaluationConfig,
-    EvaluationResult,
     EvaluationRun,
     GeneratorEvaluator,
 )
+from lambda24.sampling.evaluation.result import EvaluationResult
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.ramps import GuidanceSchedule, PowerRamp, Schedule, VarRamp
 from lambda24.sampling.settings import SamplingConfig

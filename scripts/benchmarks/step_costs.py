@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from lambda24.common.data.batches import Batch
-from lambda24.common.data.dataset import DataConfig, ImageDataset
+from lambda24.common.data.dataset import ImageDataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.data.sources import Table
 from lambda24.common.images import from_uint8
 from lambda24.common.training.launch import build_accelerator

@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lambda24.common.config import config_class
-from lambda24.common.data.dataset import Batch, DataConfig, ImageDataset
+from lambda24.common.data.batches import Batch
+from lambda24.common.data.dataset import ImageDataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_uint8, make_grid, to_uint8
 from lambda24.common.metrics.reference import SubsetImages, image_batches, spread
 from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer

@@ -18,7 +18,8 @@ from lambda24.sampling.evaluation.classifier import Classifier, label_accuracy, 
 from lambda24.sampling.evaluation.measure import MetricsConfig, evaluate_images
 from lambda24.sampling.evaluation.memorization import memorization
 from lambda24.tokenizer import ImageTokenizer
-from lambda24.tokenizer.evaluation import TokenizerEvaluationConfig, evaluate_tokenizer
+from lambda24.tokenizer.evaluation import evaluate_tokenizer
+from lambda24.tokenizer.meter import TokenizerEvaluationConfig
 
 NUM_SAMPLES, MAX_PER_CLASS = 500, 50
 MAX_REFERENCE = 5_000

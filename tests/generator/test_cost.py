@@ -10,9 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lambda24.common.optim.adamw import OptimizerConfig
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.cost import cost_text, gpu_hours, training_flops
 from lambda24.generator.heads import CategoricalHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.scripts.reports.presets import preset_table
 from lambda24.tokenizer.tokens import TokenSpec
 

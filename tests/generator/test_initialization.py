@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.tokenizer.tokens import TokenSpec
 
 SPEC = TokenSpec(scales=(1, 2, 4), codebook_sizes=(11,), code_dim=6, latent_size=4)

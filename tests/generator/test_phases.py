@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lambda24.common.draws import inverse_cdf
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.config import GeneratorConfig
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.phases import (
     WINDOW,
     drawing_steps,

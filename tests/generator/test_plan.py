@@ -16,10 +16,11 @@ from lambda24.common.config import from_dict, load_config, to_dict
 from lambda24.common.optim.build import build_any_optimizer, state_size
 from lambda24.common.training.estimate import activations_per_image
 from lambda24.generator import plan
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.cpu_forms.tiles import forms_of_gpus
 from lambda24.generator.frozen_tokenizer import tokenizer_config
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.presets import preset
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.generator.task import TeacherForcing

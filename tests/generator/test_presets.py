@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.presets import PRESETS, preset
 from lambda24.tokenizer.lattices import leech
 from lambda24.tokenizer.tokens import TokenSpec

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lambda24.common.config import from_dict
-from lambda24.common.data.dataset import Batch
+from lambda24.common.data.batches import Batch
 from lambda24.generator.self_correction import SelfCorrection, SelfCorrectionConfig, flip_bits
 from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
 from lambda24.tokenizer.lattices import leech

@@ -13,8 +13,9 @@ from torch.distributed.fsdp import FSDPModule
 from lambda24.common.optim.build import DionConfig, build_any_optimizer
 from lambda24.common.training.fsdp import gather
 from lambda24.common.training.launch import build_accelerator
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.task import TeacherForcing
 from lambda24.tokenizer import TokenSpec
 from tests.common.training.toy_run import in_processes

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lambda24.sampling.compiled import is_compiled
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.settings import SamplingConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

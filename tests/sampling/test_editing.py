@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.editing import edit, kept_tokens
-from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.sampling.generate import generate
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer.model import ImageTokenizer
 from lambda24.tokenizer.tokens import TokenSpec
 from tests.sampling.tiny_pipeline import tiny_pipeline

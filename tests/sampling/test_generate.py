@@ -12,11 +12,16 @@ from torch import Tensor
 from lambda24.common.draws import inverse_cdf
 from lambda24.generator.heads import CategoricalHeadConfig, LatticeHeadConfig
 from lambda24.generator.model import NextScaleGenerator
-from lambda24.sampling.generate import SamplingConfig, generate, generate_progressively
+from lambda24.sampling.generate import generate, generate_progressively
 from lambda24.sampling.logits import top_k, top_p
 from lambda24.sampling.ramps import LinearRamp, VarRamp
 from lambda24.sampling.seeds import SeededUniforms
-from lambda24.sampling.settings import MAX_GUIDANCE, MAX_TEMPERATURE, MIN_TEMPERATURE
+from lambda24.sampling.settings import (
+    MAX_GUIDANCE,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    SamplingConfig,
+)
 from lambda24.tokenizer.model import ImageTokenizer
 from lambda24.tokenizer.quantizers import FSQConfig, GSQConfig, LeechConfig, QuantizerConfig
 from lambda24.tokenizer.tokens import TokenPyramid

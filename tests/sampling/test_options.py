@@ -2,7 +2,6 @@
 
 import pytest
 
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.options import (
     MAX_IMAGES,
     parse_label,
@@ -13,9 +12,10 @@ from lambda24.sampling.options import (
     sampling_config,
     schedule_text,
 )
-from lambda24.sampling.pipeline import Pipeline, override
+from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.playground.actions import class_choices
 from lambda24.sampling.ramps import CosineRamp, LinearRamp, PowerRamp, VarRamp
+from lambda24.sampling.settings import SamplingConfig, override
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from lambda24.common.config import from_dict
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_uint8
 from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer
 from lambda24.common.optim.gradients import clip_gradients
 from lambda24.common.optim.schedule import lr_at, set_lr
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
-from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.generator.config import GeneratorConfig
+from lambda24.generator.model import NextScaleGenerator
+from lambda24.sampling.generate import generate
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer import ImageTokenizer, TokenizerConfig
 
 LEECH = {"kind": "leech"}

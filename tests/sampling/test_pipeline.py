@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from lambda24.generator.model import NextScaleGenerator
-from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.sampling.generate import generate
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.ramps import LinearRamp
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer.quantizers import FSQConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lambda24.common.config import from_dict
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.ramps import (
     CosineRamp,
     LinearRamp,
@@ -12,6 +11,7 @@ from lambda24.sampling.ramps import (
     VarRamp,
     resolve_schedule,
 )
+from lambda24.sampling.settings import SamplingConfig
 
 
 def test_numbers_and_lists():

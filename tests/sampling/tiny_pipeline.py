@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
-from lambda24.sampling.generate import SamplingConfig
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
 from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
 from lambda24.tokenizer.pyramid.multiscale import PyramidConfig

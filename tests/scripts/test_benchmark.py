@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import CategoricalHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.generator.presets import preset
 from lambda24.generator.settings import GeneratorTrainingConfig
 from lambda24.sampling.pipeline import Pipeline

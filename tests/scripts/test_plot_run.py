@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lambda24.common.config import to_yaml
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.training.run_folder import RunFolder
 from lambda24.scripts import plot_run
 from lambda24.scripts.reports.usage import draw_usage

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from lambda24.common.config import load_config, save_config
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.training.loop import LoopConfig
 from lambda24.sampling import Pipeline
 from lambda24.scripts import quickstart
 from lambda24.scripts.reports import quickstart_report
-from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

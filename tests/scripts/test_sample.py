@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from lambda24.generator.model import NextScaleGenerator
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.image_files import read_labels
+from lambda24.sampling.options import parse_labels, parse_seeds, sampling_config
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.ramps import LinearRamp
-from lambda24.scripts.sample import Job, main, parse_labels, parse_seeds, sampling_config
+from lambda24.sampling.settings import SamplingConfig
+from lambda24.scripts.sample import Job, main
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from lambda24.sampling.evaluation.protocol import GeneratorEvaluator
-from lambda24.sampling.generate import SamplingConfig
+from lambda24.sampling.options import sampling_config
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.scripts import evaluate_generator, sweep
-from lambda24.scripts.sample import sampling_config
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluation" / "digits.yaml"

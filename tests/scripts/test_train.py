@@ -24,7 +24,7 @@ from lambda24.scripts import train_generator, train_tokenizer
 from lambda24.scripts.reports.quantizer_task import ComparisonConfig
 from lambda24.tokenizer import ImageTokenizer
 from lambda24.tokenizer.evaluation import TokenizerEvaluationRun
-from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ROOT / "configs" / "debug"

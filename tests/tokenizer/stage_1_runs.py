@@ -26,7 +26,8 @@ from lambda24.common.config import from_dict
 from lambda24.common.data.batches import Batch
 from lambda24.common.data.dataset import load_dataset
 from lambda24.common.training.loop import fit
-from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
+from lambda24.tokenizer.task import TokenizerTask
 
 STEPS, KILLS, HALF = 8, 5, 4
 

@@ -14,12 +14,8 @@ from lambda24.common.metrics.pairs import psnr, ssim
 from lambda24.common.metrics.perceptual import EfficientNetLite0Perceptual, LPIPSPerceptual
 from lambda24.common.metrics.reference import TensorImages
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
-from lambda24.tokenizer.evaluation import (
-    TokenizerEvaluationConfig,
-    evaluate_tokenizer,
-    prefix_pictures,
-    scale_report,
-)
+from lambda24.tokenizer.evaluation import evaluate_tokenizer, prefix_pictures, scale_report
+from lambda24.tokenizer.meter import TokenizerEvaluationConfig
 from lambda24.tokenizer.model import ImageTokenizer, TokenizerConfig
 from lambda24.tokenizer.pyramid.multiscale import PyramidConfig
 from lambda24.tokenizer.quantizers import build_quantizer

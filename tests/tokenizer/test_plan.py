@@ -12,7 +12,7 @@ from lambda24.tokenizer.autoencoders.build import preset
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
 from lambda24.tokenizer.autoencoders.vit import ViTConfig
 from lambda24.tokenizer.plan import activation_bytes
-from lambda24.tokenizer.task import TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {

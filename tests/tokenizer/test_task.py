@@ -14,7 +14,8 @@ from lambda24.common.config import from_dict
 from lambda24.common.data.batches import Batch
 from lambda24.common.data.dataset import load_dataset
 from lambda24.tokenizer.adversary.adaptive import adaptive_weight
-from lambda24.tokenizer.task import TokenizerTask, TokenizerTrainingConfig
+from lambda24.tokenizer.settings import TokenizerTrainingConfig
+from lambda24.tokenizer.task import TokenizerTask
 
 PATCHGAN = {"discriminator": {"kind": "patchgan", "channels": 8, "num_layers": 2}, "weight": 0.5}
 LITE0 = {"teacher": {"kind": "efficientnet_lite0", "size": 32, "stride": 16, "precision": "fp32"}}

@@ -10,7 +10,8 @@ import torch
 
 from lambda24.common.data.augmentation import AugmentConfig
 from lambda24.common.data.batches import Batch, build_loader, hash_integers
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import from_uint8
 from lambda24.tokenizer import ImageTokenizer, PyramidConfig, TokenizerConfig
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig

@@ -19,7 +19,8 @@ from lambda24.tokenizer.lattices.order import (
     rank,
     unrank,
 )
-from lambda24.tokenizer.lattices.search.nearest import NUM_GROUPS, Method, search
+from lambda24.tokenizer.lattices.search.nearest import Method, search
+from lambda24.tokenizer.lattices.search.tile import NUM_GROUPS
 
 __all__ = [
     "DIM",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lambda24.tokenizer.lattices import leech
-from lambda24.tokenizer.lattices.search.nearest import NUM_GROUPS, Method, search
+from lambda24.tokenizer.lattices.search.nearest import Method, search
+from lambda24.tokenizer.lattices.search.tile import NUM_GROUPS
 
 # Words that span the lexicode; bit k is coordinate 23 - k.
 _LEXICODE = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lambda24.common.data.dataset import DataConfig
+from lambda24.common.data.settings import DataConfig
 
 
 def picture(level: int, size: tuple[int, int] = (12, 12)) -> Image.Image:

@@ -22,7 +22,8 @@ from lambda24.common.data.augmentation import (
     source_places,
 )
 from lambda24.common.data.batches import Batch, build_loader, hash_integers, uniform_from_keys
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 
 ALL = AugmentConfig(rotation=25, shift=0.1, scale=0.3, shear=0.2, elastic=0.06)
 KEYS = hash_integers(torch.arange(6))

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from lambda24.common.data.batches import build_loader, hash_integers
-from lambda24.common.data.dataset import DataConfig, load_dataset, stratified
+from lambda24.common.data.dataset import load_dataset, stratified
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import to_uint8
 from tests.common.data.image_sets import cells, class_folders, config, picture, png, table
 

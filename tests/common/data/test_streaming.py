@@ -15,14 +15,9 @@ from PIL import Image
 
 from lambda24.common.config import from_dict, to_dict
 from lambda24.common.data.batches import Batch
-from lambda24.common.data.dataset import (
-    DataConfig,
-    StreamedImages,
-    load_dataset,
-    load_training_data,
-    load_training_sample,
-)
-from lambda24.common.data.streaming import StreamingConfig
+from lambda24.common.data.dataset import load_dataset, load_training_data, load_training_sample
+from lambda24.common.data.settings import DataConfig
+from lambda24.common.data.streaming import StreamedImages, StreamingConfig
 from lambda24.common.images import decode_rgb, to_uint8
 
 LANES = 4

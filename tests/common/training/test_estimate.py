@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.training.estimate import (
     activations_per_image,
     epochs_text,

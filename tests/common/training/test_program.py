@@ -3,7 +3,7 @@
 import pytest
 
 from lambda24.common.config import config_class
-from lambda24.common.data.dataset import DataConfig
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.training import program
 from lambda24.common.training.loop import LoopConfig
 

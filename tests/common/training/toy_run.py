@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from lambda24.common.config import config_class
 from lambda24.common.data.batches import Batch, uniform_from_keys
-from lambda24.common.data.dataset import DataConfig, ImageDataset
+from lambda24.common.data.dataset import ImageDataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.data.sources import Table
 from lambda24.common.images import make_grid
 from lambda24.common.optim.adamw import OptimizerConfig, build_optimizer

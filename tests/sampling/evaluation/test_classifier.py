@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.sampling.evaluation.classifier import label_accuracy, train_classifier
 
 

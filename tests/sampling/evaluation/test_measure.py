@@ -7,17 +7,13 @@ import torch
 from torch import Tensor
 
 from lambda24.common.config import from_dict
-from lambda24.common.data.dataset import DataConfig, load_dataset
+from lambda24.common.data.dataset import load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.metrics.distances import feature_stats, frechet_distance
 from lambda24.common.metrics.extractors import EfficientNetLite0Features, FeatureExtractor
 from lambda24.common.metrics.reference import TensorImages, extract_features
-from lambda24.sampling.evaluation.measure import (
-    EvaluationResult,
-    MetricsConfig,
-    compare_features,
-    evaluate_images,
-)
-from lambda24.sampling.evaluation.result import markdown
+from lambda24.sampling.evaluation.measure import MetricsConfig, compare_features, evaluate_images
+from lambda24.sampling.evaluation.result import EvaluationResult, markdown
 
 CONFIG = MetricsConfig(
     extractor=EfficientNetLite0Features(size=32),

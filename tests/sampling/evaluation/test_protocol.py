@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from lambda24.common.config import from_dict, load_config
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.images import to_pil
 from lambda24.common.metrics.extractors import EfficientNetLite0Features
 from lambda24.sampling.evaluation.measure import MetricsConfig, evaluate_images
@@ -20,8 +21,8 @@ from lambda24.sampling.evaluation.protocol import (
     EvaluationRun,
     evaluate_generator,
 )
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.pipeline import Pipeline
+from lambda24.sampling.settings import SamplingConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "evaluation"
 METRICS = MetricsConfig(

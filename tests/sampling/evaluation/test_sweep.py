@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lambda24.common.config import from_dict, load_config, save_config
-from lambda24.common.data.dataset import DataConfig, ImageDataset, load_dataset
+from lambda24.common.data.dataset import ImageDataset, load_dataset
+from lambda24.common.data.settings import DataConfig
 from lambda24.common.metrics.extractors import EfficientNetLite0Features
 from lambda24.sampling.evaluation import protocol as evaluation
 from lambda24.sampling.evaluation.measure import MetricsConfig
@@ -22,9 +23,9 @@ from lambda24.sampling.evaluation.sweep import (
     grid,
     sweep,
 )
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.ramps import LinearRamp, VarRamp
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.scripts.reports.sweep import best, draw, lines, setting, table
 from tests.sampling.tiny_pipeline import tiny_pipeline
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.image_files import is_saved
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.playground.actions import Actions, Fields
 from lambda24.sampling.ramps import LinearRamp
+from lambda24.sampling.settings import SamplingConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 OFF = ("", "", "", "", "")

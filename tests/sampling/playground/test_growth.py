@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lambda24.sampling.generate import SamplingConfig
 from lambda24.sampling.playground.growth import EMPTY, enlarged, grow, grow_edit, sheet
+from lambda24.sampling.settings import SamplingConfig
 from tests.sampling.tiny_pipeline import tiny_pipeline
 
 

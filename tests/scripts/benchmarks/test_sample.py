@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lambda24.generator.heads import LatticeHeadConfig
-from lambda24.sampling.generate import SamplingConfig, generate
+from lambda24.sampling.generate import generate
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.ramps import LinearRamp
+from lambda24.sampling.settings import SamplingConfig
 from lambda24.scripts.benchmarks.sample import compare, matrix_products, report
 from lambda24.scripts.benchmarks.straightforward import ReferenceSampler, output_layers
 from lambda24.tokenizer.quantizers import LeechConfig

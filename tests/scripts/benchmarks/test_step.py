@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
+from lambda24.generator.config import GeneratorConfig
 from lambda24.generator.heads import LatticeHeadConfig
-from lambda24.generator.model import GeneratorConfig, NextScaleGenerator
+from lambda24.generator.model import NextScaleGenerator
 from lambda24.scripts.benchmarks import step as step_benchmark
 from lambda24.scripts.benchmarks.step import PHASES, TRUNK, Step, benchmark_shape, time_step
 from lambda24.tokenizer.tokens import TokenSpec
