@@ -235,7 +235,7 @@ class Session:
             self.folder.check_config(config, (*self.task.compared, *moved))
             self.check_data(state)
             self.done, self.seconds = steps[-1], state["seconds"]
-            self.evaluation, self.sums = state["evaluation"], state["sums"]
+            self.evaluation, self.sums = state["evaluation"], self.own_sums(state["sums"])
             self.places = state.get("places", {})
         self.task.prepare(self.accelerator)
         if state is not None:
@@ -260,6 +260,18 @@ class Session:
             self.accelerator.init_trackers("trackers", config=plain)
         precision, device = self.accelerator.mixed_precision, self.accelerator.device
         logger.info("device %s, mixed precision %s", device, precision)
+
+    def own_sums(self, saved: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+        """This process's, or the mean of all that another number of processes had."""
+        if len(saved) == self.accelerator.num_processes:
+            return saved[self.accelerator.process_index]
+        return {
+            name: [
+                sum(values) / len(saved)
+                for values in zip(*(own[name] for own in saved), strict=False)
+            ]
+            for name in saved[0]
+        }
 
     @property
     def is_finished(self) -> bool:
@@ -453,7 +465,7 @@ class Session:
             "places": self.places,
             "seconds": self.seconds,
             "evaluation": self.evaluation,
-            "sums": self.sums,
+            "sums": gather_object([self.sums]),
         }
         if self.accelerator.is_main_process:
             keep = self.loop.keep_checkpoints

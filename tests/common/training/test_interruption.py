@@ -14,7 +14,14 @@ from filelock import FileLock
 
 from lambda24.common.training import interruption
 from lambda24.common.training.interruption import HOLDER_FILE, LOCK_FILE, only_start
-from tests.common.training.toy_run import ToyTask, program, toy_config, train, two_processes
+from tests.common.training.toy_run import (
+    ToyTask,
+    program,
+    records,
+    toy_config,
+    train,
+    two_processes,
+)
 
 STEPS = {"log_every": 2, "save_every": 4}
 
@@ -57,6 +64,22 @@ def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
         two_processes(arguments, tmp_path)
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step_000003"]
+
+
+def test_processes_go_on_with_their_own_sums(tmp_path: Path) -> None:
+    """A stop between two lines of metrics changes none of them."""
+    configs = [{"log_every": 4, "save_every": 3}]
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    stopped = {"configs": configs, "run": str(tmp_path / "stopped" / "run")}
+    with pytest.raises(Exception, match=f"exit code {128 + signal.SIGUSR1}"):
+        two_processes({**stopped, "options": {"signal_at": [2, signal.SIGUSR1]}}, tmp_path)
+    two_processes(stopped, tmp_path / "stopped")
+    two_processes({"configs": configs, "run": str(tmp_path / "whole" / "run")}, tmp_path / "whole")
+    keys = ("step", "loss", "gradient_norm")
+    found = [records(tmp_path / name / "run", *keys) for name in ("whole", "stopped")]
+    assert found[0] == found[1]
+    assert [line[0] for line in found[0]] == [4, 6]
 
 
 def test_handlers_are_what_they_were_after_a_run(tmp_path: Path) -> None:
