@@ -17,7 +17,7 @@ from lambda24.common.command_line import run_program
 from lambda24.common.config import load_config
 from lambda24.common.config_keys import PrintKeys
 from lambda24.common.metrics.pairs import save_metrics
-from lambda24.scripts.reports.quantizer_comparison import ComparisonResult, run_contender
+from lambda24.scripts.reports.quantizer_comparison import ComparisonResult, finished, run_contender
 from lambda24.scripts.reports.quantizer_table import PLOTTED, dot_plot, table, values
 from lambda24.scripts.reports.quantizer_task import ComparisonConfig
 
@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keys", action=PrintKeys, config_class=ComparisonConfig)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train these contenders only")
     options = parser.parse_intermixed_args(argv)
-    config = load_config(ComparisonConfig, options.config, options.overrides)
+    only, overrides = split_only(options.only or [])
+    config = load_config(ComparisonConfig, options.config, [*options.overrides, *overrides])
     names = [contender.name for contender in config.contenders]
-    wanted = options.only or names
+    wanted = only or names
     if unknown := set(wanted) - set(names):
         raise ValueError(f"--only: no contender {', '.join(sorted(unknown))} in {names}")
     results: list[ComparisonResult] = []
@@ -39,12 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in config.seeds:
         for contender in config.contenders:
             if contender.name not in wanted:
+                if (done := finished(config, contender, seed)) is not None:
+                    results.append(done)
                 continue
             # A process each, so that peak memory is this contender's own.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
                 results.append(pool.submit(run_contender, config, contender, seed).result())
             write_report(Path(config.run), results)
+    write_report(Path(config.run), results)
+    print(table(results))
+
+
+def split_only(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What follows --only: names of contenders, and overrides, which have a "="."""
+    names = [word for word in words if "=" not in word]
+    return names, [word for word in words if "=" in word]
 
 
 def write_report(folder: Path, results: Sequence[ComparisonResult]) -> None:

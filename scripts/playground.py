@@ -21,6 +21,7 @@ import torch
 from lambda24.common.command_line import run_program
 from lambda24.sampling.pipeline import Pipeline
 from lambda24.sampling.playground.actions import Actions, describe
+from lambda24.sampling.playground.guard import LocalGuard
 from lambda24.sampling.playground.page import CSS, build_page, gr
 
 HOST = "127.0.0.1"
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _reach_without_proxy(HOST)
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
         page = build_page(Actions(pipelines, Path(folder)))
+        guard = {"names": (HOST, "localhost"), "folder": Path(folder)}
         page.queue(max_size=16).launch(
             server_name=HOST,
             server_port=port,
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             footer_links=[],
             ssr_mode=False,
             max_file_size="100mb",
+            app_kwargs={"middleware": [(LocalGuard, (), guard)]},
             theme=gr.themes.Default(**fonts),
             css=CSS,
             prevent_thread_lock=True,

@@ -12,6 +12,8 @@ from lambda24.common.metrics.pairs import save_metrics
 from lambda24.common.training.loop import fit
 from lambda24.scripts.reports.quantizer_task import ComparisonConfig, ComparisonTask, Contender
 
+RESULT_FILE = "result.json"
+
 
 @dataclass(frozen=True)
 class ComparisonResult:
@@ -41,12 +43,23 @@ class ComparisonResult:
     rfid: float | None = None
 
 
+def finished(config: ComparisonConfig, contender: Contender, seed: int) -> ComparisonResult | None:
+    """What an earlier command measured of a contender with a seed, or None."""
+    done = _folder(config, contender, seed) / RESULT_FILE
+    if not done.is_file():
+        return None
+    return ComparisonResult(**json.loads(done.read_text(encoding="utf-8")))
+
+
+def _folder(config: ComparisonConfig, contender: Contender, seed: int) -> Path:
+    return Path(config.run) / contender.name / f"seed_{seed}"
+
+
 def run_contender(config: ComparisonConfig, contender: Contender, seed: int) -> ComparisonResult:
     """Trains and measures one contender with one seed; a finished one is read from its file."""
-    run = Path(config.run) / contender.name / f"seed_{seed}"
-    done = run / "result.json"
-    if done.is_file():
-        return ComparisonResult(**json.loads(done.read_text(encoding="utf-8")))
+    if (known_result := finished(config, contender, seed)) is not None:
+        return known_result
+    run = _folder(config, contender, seed)
     task = ComparisonTask(
         config,
         contender,
@@ -76,5 +89,5 @@ def run_contender(config: ComparisonConfig, contender: Contender, seed: int) -> 
         images_per_second=loop.steps * loop.batch_size / scalars["seconds"],
         **{name: value for name, value in scalars.items() if name in known},
     )
-    save_metrics(asdict(result), done)
+    save_metrics(asdict(result), run / RESULT_FILE)
     return result

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,26 @@ def test_unknown_contender_is_refused() -> None:
     path = ROOT / "configs" / "comparison" / "digits.yaml"
     with pytest.raises(ValueError, match="nobody"):
         program.main([str(path), "--only", "nobody"])
+
+
+def test_only_leaves_overrides_alone_and_keeps_the_others_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "configs" / "comparison" / "digits.yaml"
+    config = load_config(ComparisonConfig, path)
+    row = {field.name: 1.0 for field in fields(ComparisonResult)}
+    for contender in config.contenders[:2]:
+        folder = tmp_path / contender.name / "seed_7"
+        folder.mkdir(parents=True)
+        result = {**row, "name": contender.name, "group": contender.group, "seed": 7}
+        (folder / "result.json").write_text(json.dumps(result))
+    first, second = (contender.name for contender in config.contenders[:2])
+    program.main([str(path), "--only", first, "seeds=[7]", f"run={tmp_path}"])
+    assert f"| {first} |" in (shown := capsys.readouterr().out)
+    assert f"| {second} |" in shown
+    assert (tmp_path / "table.md").read_text() in shown
+    names = [r["name"] for r in json.loads((tmp_path / "results.json").read_text())["results"]]
+    assert names == [first, second]
 
 
 def test_report_files(tmp_path: Path) -> None:
