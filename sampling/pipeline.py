@@ -13,12 +13,14 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -76,7 +78,7 @@ class Pipeline:
         self.sampling = sampling or SamplingConfig()
         self.training = training or {}
         self.dtype = torch.float32
-        self._has_said = False
+        self._said: set[str] = set()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Pipeline:
@@ -122,6 +124,30 @@ class Pipeline:
                 replace_text(target / TRAINING_FILE, text + "\n")
             if not (target / CARD_FILE).exists():
                 replace_text(target / CARD_FILE, self.model_card())
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **upload: Any) -> str:
+        """Uploads the pipeline folder, model card and all; returns the commit's address.
+
+        Args:
+            repo_id: "user/name"; made if there is none.
+            private: for a new one; None leaves it to the account's setting.
+            **upload: of `HfApi.upload_folder`, such as `commit_message`, `revision`, `create_pr`.
+        """
+        api = HfApi()
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, **upload)
+        return str(commit.commit_url)
+
+    def __repr__(self) -> str:
+        generator, size = self.generator, self.image_tokenizer.config.image_size
+        parameters = sum(parameter.numel() for parameter in generator.parameters())
+        return (
+            f"Pipeline({generator.num_classes} classes, {size} x {size} pixels, "
+            f"{generator.spec.num_scales} scales, generator of {parameters:,} parameters, "
+            f"{self.device})"
+        )
 
     def model_card(self) -> str:
         """Markdown: architecture, classes, settings, and what is known of data and metrics."""
@@ -205,14 +231,25 @@ class Pipeline:
         return number
 
     def _say_once_that_numbers_are_indices(self) -> None:
-        if self._has_said:
-            return
-        self._has_said = True
-        logger.warning(
+        self._warn_once(
             "class names of this model are numbers: labels that are integers count from 0, "
-            "0 is %r; give text for a name",
-            self.label_names[0],
+            f"0 is {self.label_names[0]!r}; give text for a name"
         )
+
+    def _check_guidance(self, sampling: SamplingConfig) -> None:
+        """Says once that the unconditional half of guidance was never trained."""
+        dropout = (self.training.get("config") or {}).get("class_dropout")
+        scales = [scale.guidance_scale for scale in sampling.resolve(self.generator.spec)]
+        if dropout == 0 and any(scale != 1 for scale in scales):
+            self._warn_once(
+                f"guidance_scale is up to {max(scales):g}, but this model was trained with "
+                "class_dropout 0: it never saw the null class that guidance compares with; use 1"
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
 
     def __call__(
         self,
@@ -241,6 +278,7 @@ class Pipeline:
                 labels or seeds that are no integers, invalid settings.
         """
         sampling = override(config or self.sampling, overrides)
+        self._check_guidance(sampling)
 
         def draw(numbers: Tensor, chosen: list[int], positions: list[int]) -> Generated:
             return generate(self.generator, self.image_tokenizer, numbers, chosen, sampling)
@@ -271,6 +309,7 @@ class Pipeline:
             ValueError: images or mask of another size or number, and as in a call.
         """
         sampling = override(config or self.sampling, overrides)
+        self._check_guidance(sampling)
         if len(images) != len(labels):
             raise ValueError(f"got {len(labels)} labels but {len(images)} images")
         side = self.image_tokenizer.config.image_size

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 
 from lambda24.generator.model import NextScaleGenerator
@@ -296,3 +298,42 @@ def test_models_are_put_in_eval_mode(pipeline: Pipeline):
         replace(pipeline.generator.config, drop_path=0.5), pipeline.generator.spec
     ).train()
     assert not Pipeline(pipeline.image_tokenizer, dropping).generator.training
+
+
+@pytest.mark.parametrize(
+    ("dropout", "guidance", "said"), [(0, 1.5, 1), (0, 1, 0), (0.1, 1.5, 0), (None, 1.5, 0)]
+)
+def test_guidance_without_class_dropout_is_said_once(
+    dropout: float | None, guidance: float, said: int, caplog: pytest.LogCaptureFixture
+):
+    pipeline = tiny_pipeline(names=("cat", "dog", "frog", "horse"))
+    pipeline.training = {} if dropout is None else {"config": {"class_dropout": dropout}}
+    for _ in range(2):
+        pipeline(["cat"], [0], guidance_scale=guidance)
+    assert sum("class_dropout 0" in record.message for record in caplog.records) == said
+
+
+def test_repr_is_one_line(pipeline: Pipeline):
+    assert "3 classes, 16 x 16 pixels, 3 scales" in repr(pipeline)
+    assert len(repr(pipeline)) < 120
+
+
+def test_push_to_hub_uploads_the_folder(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    seen: dict[str, Any] = {}
+
+    def upload(api: object, *, repo_id: str, folder_path: str, **options: Any) -> Any:
+        images = Pipeline.from_pretrained(folder_path)(["cat"], [3])
+        seen.update(options, repo_id=repo_id, image=images[0], card=Path(folder_path, "README.md"))
+        seen["has_card"] = seen["card"].is_file()
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    made = SimpleNamespace(repo_id="somebody/cats")
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: made)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    assert pipeline.push_to_hub("cats", commit_message="first") == "https://hub/commit/1"
+    assert (seen["repo_id"], seen["commit_message"], seen["has_card"]) == (
+        made.repo_id,
+        "first",
+        True,
+    )
+    assert seen["image"].tobytes() == pipeline(["cat"], [3])[0].tobytes()
