@@ -261,10 +261,13 @@ class Session:
         precision, device = self.accelerator.mixed_precision, self.accelerator.device
         logger.info("device %s, mixed precision %s", device, precision)
 
-    def own_sums(self, saved: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    def own_sums(self, saved: Any) -> dict[str, list[float]]:
         """This process's, or the mean of all that another number of processes had."""
+        if isinstance(saved, Mapping):  # earlier versions kept the main process's alone
+            return dict(saved)
         if len(saved) == self.accelerator.num_processes:
-            return saved[self.accelerator.process_index]
+            own: dict[str, list[float]] = saved[self.accelerator.process_index]
+            return own
         return {
             name: [
                 sum(values) / len(saved)
