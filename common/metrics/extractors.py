@@ -25,6 +25,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchvision.transforms.functional import normalize
 
 from lambda24.common.config import config_class
+from lambda24.common.frozen_networks import load_dinov2
 from lambda24.common.metrics.perceptual import (
     efficientnet_lite0,
     efficientnet_lite0_path,
@@ -72,8 +73,8 @@ class DINOv2Features:
     transformers' port gives the published numbers of the original code was not measured.
 
     Args:
-        model: Hugging Face Hub id or local folder of a `Dinov2Model`. ViT-L/14, with 1,024
-            features, is that of published numbers.
+        model: Hugging Face Hub id or local folder of a DINOv2, with or without registers. ViT-L/14
+            without, with 1,024 features, is that of published numbers.
     """
 
     kind: Literal["dinov2"] = "dinov2"
@@ -130,7 +131,7 @@ def build_extractor(
     """Builds the extractor of a config.
 
     Raises:
-        ValueError: weights that are missing, unreadable or cannot be downloaded.
+        ValueError: weights that are missing, unreadable, another model's, or cannot be downloaded.
     """
     match config:
         case EfficientNetLite0Features():
@@ -170,7 +171,14 @@ def build_extractor(
             }
         case _:
             raise AssertionError(config)
+    identity["precision"] = _precision(torch.device(device))
     return FeatureExtractor(network, identity, outputs).to(device)
+
+
+def _precision(device: torch.device) -> str:
+    """Of weights and features; a GPU's convolutions round to TF32 where torch allows it."""
+    allowed = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return "float32, convolutions in TF32" if allowed else "float32"
 
 
 def _create(identity: dict[str, Any], **options: Any) -> nn.Module:
@@ -228,19 +236,12 @@ class SpatialInception(nn.Module):
 
 
 class DINOv2Extractor(nn.Module):
-    """uint8 images to the class token of a `Dinov2Model`, after its last normalisation."""
+    """uint8 images to the class token of a DINOv2 after its last normalisation."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
-        from transformers import Dinov2Model  # seconds, which few need
-
-        try:
-            self.model = Dinov2Model.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"extractor.model {model!r} is neither a folder nor a reachable Hub id of a "
-                f"DINOv2 model ({error})"
-            ) from error
+        advice = "; give a local folder or a reachable Hub id of a DINOv2 model"
+        self.model: Any = load_dinov2(model, field="extractor.model", advice=advice)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         resized = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True)

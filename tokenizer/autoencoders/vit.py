@@ -10,6 +10,7 @@ Shapes: B batch, h and w grid sides, W width, C latent channels, P patch side.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,10 @@ from torch import Tensor, nn
 
 from lambda24.common.config import Depth, Size, config_class
 from lambda24.tokenizer.autoencoders.recompute import run_layers
+
+LAYER_NORM_EPS = 1e-5
+"""Of every LayerNorm: what the published code had from timm, whose default is 1e-5 in 1.0.12 and
+1e-6 in 1.0.31. Stated, as a tokenizer must not depend on the installed timm."""
 
 
 @config_class
@@ -66,12 +71,21 @@ class Trunk(nn.Module):
         self.grid_size = grid_size
         self.positions = nn.Parameter(torch.empty(1, grid_size**2, config.width))
         self.positions.no_weight_decay = True  # type: ignore[attr-defined]
-        self.norm_in = nn.LayerNorm(config.width)
+        self.norm_in = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, mlp_ratio=config.mlp_ratio, qkv_bias=True)
+            Block(
+                config.width,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                qkv_bias=True,
+                qk_norm=False,
+                init_values=None,
+                act_layer=nn.GELU,
+                norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),  # type: ignore[arg-type]
+            )
             for _ in range(num_blocks)
         )
-        self.norm_out = nn.LayerNorm(config.width)
+        self.norm_out = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.recomputed = (Block,) if config.checkpoint_activations else ()
         nn.init.normal_(self.positions, std=0.02)
 
@@ -91,7 +105,9 @@ class Trunk(nn.Module):
         old, new = [self.grid_size, self.grid_size], [height, width]
         if old == new:
             return self.positions
-        return resample_abs_pos_embed(self.positions, new, old, num_prefix_tokens=0)
+        return resample_abs_pos_embed(
+            self.positions, new, old, num_prefix_tokens=0, interpolation="bicubic", antialias=True
+        )
 
 
 class ViTEncoder(nn.Module):

@@ -18,9 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lambda24.common.config import config_class
+from lambda24.common.frozen_networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OFFLINE,
+    load_dinov2,
+    load_timm,
+)
 from lambda24.common.metrics.perceptual import efficientnet_lite0, fuse_batch_norms
 from lambda24.common.training.launch import Precision, resolve_precision
-from lambda24.tokenizer.teachers.weights import IMAGENET_MEAN, IMAGENET_STD, load_dinov2, load_timm
 
 LAST_BLOCKS = {8: 2, 16: 4, 32: 6}
 """The last block of EfficientNet-Lite0 of each stride."""
@@ -187,7 +193,8 @@ class DINOv2PatchTokens(Teacher):
     """Patch tokens of a DINOv2, laid out on their grid; class and register tokens are dropped."""
 
     def __init__(self, config: DINOv2Teacher) -> None:
-        network = load_dinov2(config.model)
+        advice = f"; give a local folder, or {OFFLINE}"
+        network = load_dinov2(config.model, field="teacher.model", advice=advice)
         sizes: Any = network.config
         if config.size % sizes.patch_size:
             raise ValueError(

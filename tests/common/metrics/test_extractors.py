@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from lambda24.common.metrics.extractors import (
     register_extractors,
 )
 from lambda24.common.metrics.perceptual import efficientnet_lite0
+
+DINOV2_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 42,
+    "patch_size": 14,
+}
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -168,9 +177,7 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14
-    )
+    config = Dinov2Config(**DINOV2_SIZES)
     folder = tmp_path_factory.mktemp("models") / "dinov2"
     Dinov2Model(config).save_pretrained(folder)
     return folder
@@ -203,5 +210,73 @@ def test_dinov2_is_known_by_its_weights(dinov2: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     second = build_extractor(DINOv2Features(model=str(dinov2))).identity
     assert first["weights"] != second["weights"]
-    with pytest.raises(ValueError, match="nowhere' is neither a folder nor a reachable Hub id"):
+    with pytest.raises(ValueError, match=r"nowhere' could not be loaded[^$]*give a local folder"):
         build_extractor(DINOv2Features(model=str(dinov2 / "nowhere")))
+
+
+def test_dinov2_with_registers_keeps_them(tmp_path: Path) -> None:
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(**DINOV2_SIZES, num_register_tokens=3)
+    network = Dinov2WithRegistersModel(config).eval()
+    torch.nn.init.normal_(network.embeddings.register_tokens, std=3)
+    network.save_pretrained(tmp_path)
+    images = random_images(2, 3, 224, 224)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        tokens = network(pixel_values=(images / 255 - mean) / std).last_hidden_state
+    features = build_extractor(DINOv2Features(model=str(tmp_path)))(images)
+    torch.testing.assert_close(features.pooled, tokens[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_files_of_half_precision_give_features_of_float32(dinov2: Path, tmp_path: Path) -> None:
+    from transformers import Dinov2Model
+
+    half = Dinov2Model.from_pretrained(dinov2).half()
+    half.save_pretrained(tmp_path)
+    extractor = build_extractor(DINOv2Features(model=str(tmp_path)))
+    assert {value.dtype for value in extractor.state_dict().values()} == {torch.float32}
+    assert extractor.identity["precision"] == "float32"
+    images = random_images(2, 3, 32, 32)
+    exact = build_extractor(DINOv2Features(model=str(dinov2)))(images)
+    torch.testing.assert_close(extractor(images).pooled, exact.pooled, rtol=1e-2, atol=1e-2)
+
+
+def test_dinov2_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    """Each of these loads with random blocks, or without tensors that it holds, in transformers."""
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+        ViTConfig,
+        ViTModel,
+    )
+
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            build_extractor(DINOv2Features(model=str(tmp_path / name)))
+
+    vit = ViTModel(ViTConfig(**{**DINOV2_SIZES, "intermediate_size": 32}), add_pooling_layer=False)
+    vit.save_pretrained(tmp_path / "vit")
+    refused("vit", r"extractor\.model .*vit' is a 'vit', not one of dinov2")
+
+    plain = Dinov2Model(Dinov2Config(**DINOV2_SIZES))
+    state = plain.state_dict()
+    lost = [name for name in state if "layer.1." in name]
+    plain.save_pretrained(
+        tmp_path / "torn", state_dict={k: v for k, v in state.items() if k not in lost}
+    )
+    refused("torn", rf"lacks {len(lost)} tensors: .*layer\.1\.")
+
+    registers = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**DINOV2_SIZES))
+    registers.save_pretrained(tmp_path / "registers")
+    plain.config.save_pretrained(tmp_path / "registers")  # says that there are none
+    refused("registers", r"holds 1 tensors that a 'dinov2'.*register_tokens")
+
+    deeper = Dinov2Model(Dinov2Config(**{**DINOV2_SIZES, "num_hidden_layers": 3}))
+    deeper.save_pretrained(tmp_path / "deeper")
+    plain.config.save_pretrained(tmp_path / "deeper")
+    refused("deeper", r"holds \d+ tensors that a 'dinov2'.*layer\.2\.")

@@ -103,3 +103,26 @@ def test_refuses_impossible_sizes():
         ViTConfig(width=100)
     with pytest.raises(ValueError, match="encoder_blocks 0"):
         ViTConfig(encoder_blocks=0)
+
+
+def test_blocks_do_not_depend_on_timms_defaults():
+    """A pre-norm block written out: LayerNorm with eps 1e-5, exact GELU, heads of full attention.
+
+    Inputs as small as 3e-3, whose variance is about 1e-5, make eps matter.
+    """
+    encoder, decoder = build()
+    norms = [m for half in (encoder, decoder) for m in half.modules() if "Norm" in type(m).__name__]
+    assert [norm.eps for norm in norms] == [1e-5] * 12
+    block = encoder.trunk.blocks[0]
+    x = 3e-3 * torch.randn(2, 5, 16)
+    functional = torch.nn.functional
+    with torch.no_grad():
+        q, k, v = (
+            part.unflatten(-1, (2, 8)).transpose(1, 2)
+            for part in block.attn.qkv(functional.layer_norm(x, (16,), eps=1e-5)).chunk(3, dim=-1)
+        )
+        weights = (q @ k.mT / 8**0.5).softmax(dim=-1)
+        y = x + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        hidden = block.mlp.fc1(functional.layer_norm(y, (16,), eps=1e-5))
+        expected = y + block.mlp.fc2(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)
+        torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-7)

@@ -205,3 +205,13 @@ def test_images_of_other_shapes_are_refused() -> None:
     teacher = build_teacher(EfficientNetLite0Teacher(size=32))
     with pytest.raises(ValueError, match=r"\(2, 1, 32, 32\)"):
         teacher(torch.zeros(2, 1, 32, 32))
+
+
+def test_files_of_half_precision_become_float32_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**SIZES, image_size=28, patch_size=14)).half().save_pretrained(
+        tmp_path
+    )
+    teacher = build_teacher(DINOv2Teacher(model=str(tmp_path), size=28, precision="fp32"))
+    assert {value.dtype for value in teacher.network.state_dict().values()} == {torch.float32}
+    assert teacher(images(28)).isfinite().all()

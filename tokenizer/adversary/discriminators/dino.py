@@ -16,14 +16,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lambda24.common.config import config_class
-from lambda24.tokenizer.adversary.discriminators.base import Discriminator
-from lambda24.tokenizer.adversary.discriminators.layers import LEAK, GroupedBatchNorm, spectral
-from lambda24.tokenizer.teachers.weights import (
+from lambda24.common.frozen_networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     load_timm,
     load_transformers,
 )
+from lambda24.tokenizer.adversary.discriminators.base import Discriminator
+from lambda24.tokenizer.adversary.discriminators.layers import LEAK, GroupedBatchNorm, spectral
 
 FIELD = "discriminator.backbone"
 

