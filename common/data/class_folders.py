@@ -5,8 +5,8 @@ Hidden files and folders, and folders such as `__MACOSX`, are not seen, as in `d
 
 from __future__ import annotations
 
-import glob
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,25 +15,32 @@ from PIL import Image
 SPLIT_FOLDERS = {"train", "training", "validation", "val", "valid", "dev", "test"}
 
 
-def class_files(folder: Path) -> dict[str, list[str]]:
-    """Globs of the images by split, "train" where there are no split folders.
+def class_files(folder: Path) -> dict[str, list[Path]]:
+    """Images by split, "train" where there are no split folders, in the order of their paths.
 
     Raises:
         ValueError: an image that is not in exactly one class folder.
     """
-    # Named explicitly because `datasets` would take a class called "train" for a split.
-    splits = {name: folder / name for name in _splits(folder)} or {"train": folder}
-    return {name: _patterns(place) for name, place in splits.items()}
+    splits = _splits(folder)
+    files: dict[str, list[Path]] = {name: [] for name in splits or ("train",)}
+    for path in image_files(folder):
+        files[path.parts[0] if splits else "train"].append(path)
+    return {name: sorted(paths, key=str) for name, paths in files.items()}
 
 
-def _patterns(folder: Path) -> list[str]:
-    """Globs of the files of all class folders, which may be links."""
-    absolute = Path(os.path.abspath(folder))
-    classes = [child for child in absolute.iterdir() if child.is_dir() and _is_seen(child.name)]
-    if not any(child.is_symlink() for child in classes):
-        return [f"{glob.escape(str(absolute))}/*/**"]
-    # A wildcard does not stand for a link to a folder.
-    return [f"{glob.escape(str(child))}/*" for child in sorted(classes) if any(child.iterdir())]
+def left_aside(folder: Path) -> str | None:
+    """What lies in a folder beside images, in words: `2 .heic (a/1.heic, ...)`; None: nothing."""
+    known, others = image_suffixes(), defaultdict[str, list[Path]](list)
+    for place, names in walk(folder):
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix not in known:
+                others[suffix or "without a suffix"].append(place / name)
+    parts = [
+        f"{len(paths)} {suffix} ({paths[0]}{', ...' if len(paths) > 1 else ''})"
+        for suffix, paths in sorted(others.items())
+    ]
+    return ", ".join(parts) or None
 
 
 def _splits(folder: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 512 * 2**20
+HASHED_BYTES = 2 * 2**30
 EVAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 
 
@@ -155,6 +157,10 @@ class _KeptTable(Table):
         content = self.contents[row]
         return content if isinstance(content, str) else None
 
+    def content(self, row: int) -> bytes:
+        content = self.contents[row]
+        return Path(content).read_bytes() if isinstance(content, str) else content or b""
+
 
 def _first_images(config: DataConfig, split: ShardedSplit, count: int) -> ImageDataset:
     """The first images of a split's shards, which come in a fixed random order."""
@@ -234,11 +240,19 @@ class ImageDataset(IndexedData, Dataset[Sample]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the content: sizes, names, all labels and sixteen images."""
+        """Identifies the content: names, labels and the encoded bytes of every image.
+
+        Of more than 2 GiB of images only the sizes of all and sixteen images are looked at.
+        """
         spread = np.linspace(0, len(self) - 1, num=min(16, len(self))).astype(int).tolist()
         digest = hashlib.sha1(repr((len(self), self.label_names, self.config.resize)).encode())
         digest.update(self.labels.numpy().tobytes())
         digest.update(self.images_uint8(spread).numpy().tobytes())
+        sizes = [self._table.content_size(row) for row in self._rows.tolist()]
+        digest.update(np.array(sizes, dtype=np.int64).tobytes())
+        if sum(sizes) <= HASHED_BYTES:
+            for row in self._rows.tolist():
+                digest.update(self._table.content(row))
         return digest.hexdigest()
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lambda24.common.data.class_folders import class_files, image_suffixes, walk
+from lambda24.common.data.class_folders import (
+    class_files,
+    image_files,
+    image_suffixes,
+    left_aside,
+    walk,
+)
 from lambda24.common.images import UnreadableImageError, decode_rgb
 
 logger = logging.getLogger(__name__)
@@ -50,6 +56,17 @@ class Table(ABC):
         """The file that an image comes from, if it has one of its own."""
         return None
 
+    def content(self, row: int) -> bytes:
+        """What an image is decoded from, or else its pixels; empty where there is nothing."""
+        try:
+            return self.image(row).tobytes()
+        except UnreadableImageError:
+            return b""
+
+    def content_size(self, row: int) -> int:
+        """Bytes of `content`."""
+        return len(self.content(row))
+
 
 class Source(ABC):
     """Named splits of one dataset."""
@@ -77,7 +94,71 @@ def open_source(path: str) -> Source:
     Raises:
         ValueError: nothing there, or nothing in it.
     """
-    return _Digits() if path == "digits" else _HuggingFace(path)
+    if path == "digits":
+        return _Digits()
+    folder = Path(path)
+    if folder.is_dir() and _has_class_folders(folder):
+        return _ClassFolders(folder)
+    return _HuggingFace(path)
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether images lie in folders of `folder`; a lone one may be a table's, `metadata.csv`."""
+    places = {path.parent for path in image_files(folder)}
+    if not places or places == {Path()}:
+        return False
+    has_table = any(
+        Path(name).stem == "metadata" and Path(name).suffix.lower() in TABLE_SUFFIXES
+        for _, names in walk(folder)
+        for name in names
+    )
+    return len(places) > 1 or not has_table
+
+
+@dataclass(frozen=True)
+class _FileTable(Table):
+    files: tuple[str, ...]
+
+    def image(self, row: int) -> Image.Image:
+        return decode_rgb(self.files[row])
+
+    def file(self, row: int) -> str:
+        return self.files[row]
+
+    def content_size(self, row: int) -> int:
+        return os.stat(self.files[row]).st_size
+
+    def content(self, row: int) -> bytes:
+        return Path(self.files[row]).read_bytes()
+
+
+class _ClassFolders(Source):
+    """`folder/CLASS/image` or `folder/SPLIT/CLASS/image`; whatever else lies there is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder)
+        self._files = class_files(folder)
+        self.splits = tuple(self._files)
+        classes = {file.parent.name for files in self._files.values() for file in files}
+        self._label_names = tuple(sorted(classes))
+        others = left_aside(folder)
+        if others is not None:
+            logger.warning("data.path %s: class folders are read, left aside: %s", folder, others)
+
+    def table(
+        self, split: str, train_split: str, image_key: str | None, label_key: str | None
+    ) -> Table:
+        for field, key in (("image_key", image_key), ("label_key", label_key)):
+            if key is not None:
+                raise ValueError(
+                    f"data.{field}: got {key!r}, but {self.path!r} holds class folders, which "
+                    "have no columns"
+                )
+        index = {name: number for number, name in enumerate(self._label_names)}
+        paths = self._files[split]
+        labels = np.array([index[path.parent.name] for path in paths], dtype=np.int64)
+        absolute = Path(os.path.abspath(self.path))
+        return _FileTable(labels, self._label_names, tuple(str(absolute / path) for path in paths))
 
 
 @dataclass(frozen=True)
@@ -86,6 +167,9 @@ class _ArrayTable(Table):
 
     def image(self, row: int) -> Image.Image:
         return Image.fromarray(self.pixels[row]).convert("RGB")
+
+    def content(self, row: int) -> bytes:
+        return self.pixels[row].tobytes()
 
 
 class _Digits(Source):
@@ -117,6 +201,12 @@ class _ArrowTable(Table):
     def file(self, row: int) -> str | None:
         path: str | None = self.cells[row]["path"].as_py()
         return path
+
+    def content(self, row: int) -> bytes:
+        cell = self.cells[row].as_py() or {"bytes": None, "path": None}
+        if cell["bytes"] is None and cell["path"] and os.path.isfile(cell["path"]):
+            return Path(cell["path"]).read_bytes()
+        return cell["bytes"] or b""
 
 
 class _HuggingFace(Source):
@@ -167,13 +257,20 @@ def find_column(
 ) -> str:
     """The column named `key`, or else of feature type `kind`, or else of a `usual` name.
 
+    Of several columns of the type the first of a usual name is read.
+
     Raises:
-        ValueError: there is none; names `what` is missing and the columns of `rows`.
+        ValueError: several and none of a usual name, or there is none; names `what` is missing and the columns of `rows`.
     """
     columns = list(rows.features)
     typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
-    named = [name for name in usual if name in columns]
-    candidates = [key] if key is not None else typed + named
+    exact = [name for name in usual if name in (typed or columns)]
+    candidates = [key] if key is not None else exact[:1] or typed
+    if len(candidates) > 1:
+        raise ValueError(
+            f"data.{what}_key: {path!r} has {len(candidates)} {what} columns "
+            f"({', '.join(candidates)}); name the one to read"
+        )
     if not candidates or candidates[0] not in columns:
         raise ValueError(
             f"data.{what}_key: {path!r} has no {what} column"
@@ -240,23 +337,62 @@ def _local_options(folder: Path, *, streaming: bool) -> dict[str, Any]:
     """What `datasets.load_dataset` needs to open a folder of tables or of class folders."""
     from datasets.data_files import get_data_patterns
 
-    # Absolute, as a relative pattern would be joined to a working directory that is not escaped.
-    escaped = glob.escape(os.path.abspath(folder))
     suffixes = {Path(name).suffix.lower() for _, names in walk(folder) for name in names}
     if not suffixes & (image_suffixes() | TABLE_SUFFIXES):
         raise ValueError(f"data.path {str(folder)!r} holds no images and no tables of images")
-    if suffixes & TABLE_SUFFIXES:
-        if escaped == os.path.abspath(folder):
-            return {}
+    if _has_class_folders(folder) or not suffixes & TABLE_SUFFIXES:
+        if streaming:
+            raise ValueError(
+                f"data.path {str(folder)!r} holds class folders; data.streaming reads shards "
+                "(.parquet or .tar) and class folders need no streaming"
+            )
+        class_files(folder)  # says what is wrong with images that lie in no class folder
+    # Absolute, as a relative pattern would be joined to a working directory that is not escaped.
+    absolute = os.path.abspath(folder)
+    if (folder / "README.md").exists() and glob.escape(absolute) == absolute:
+        return {}  # a dataset card says which file is which
+    return {"data_files": _table_files(folder, get_data_patterns(glob.escape(absolute)))}
+
+
+def _table_files(folder: Path, patterns: Any) -> dict[str, list[str]]:
+    """Files of tables by split: all of the first kind that is there, others are told.
+
+    Raises:
+        ValueError: files that belong to no split beside some that do.
+    """
+    from datasets.data_files import DataFilesPatternsDict
+
+    absolute = glob.escape(os.path.abspath(folder))
+    tables = [
+        str(Path(os.path.abspath(folder)) / place / name)
+        for place, names in walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in TABLE_SUFFIXES
+    ]
+    main = next((kind for kind in (".parquet", ".arrow", ".tar") if _of_kind(tables, kind)), None)
+    if main is None:
         return {
-            "data_files": {
-                str(split): [f"{escaped}/{pattern}" for pattern in patterns]
-                for split, patterns in get_data_patterns(escaped).items()
-            }
+            str(split): [f"{absolute}/{pattern}" for pattern in names]
+            for split, names in patterns.items()
         }
-    if streaming:
+    read, ignored = _of_kind(tables, main), [t for t in tables if t not in _of_kind(tables, main)]
+    if ignored:
+        logger.warning("data.path %s: %s files are read, ignored: %s", folder, main, ignored)
+    found = DataFilesPatternsDict.from_patterns(
+        {split: [f"{absolute}/{pattern}" for pattern in names] for split, names in patterns.items()}
+    ).resolve("")
+    splits = {str(split): [str(f) for f in files if f in read] for split, files in found.items()}
+    splits = {split: files for split, files in splits.items() if files}
+    rest = sorted(set(read) - {file for files in splits.values() for file in files})
+    if rest and set(splits) - {"train"}:
         raise ValueError(
-            f"data.path {str(folder)!r} holds class folders; data.streaming reads shards (.parquet"
-            " or .tar) and class folders need no streaming"
+            f"data.path {str(folder)!r}: {', '.join(map(os.path.basename, rest))} belong to none "
+            f"of the splits that the other files name ({', '.join(splits)}); rename or move them"
         )
-    return {"path": "imagefolder", "data_files": class_files(folder), "drop_labels": False}
+    if rest:
+        splits = {"train": sorted(read)}
+    return {split: [glob.escape(file) for file in files] for split, files in splits.items()}
+
+
+def _of_kind(files: list[str], suffix: str) -> list[str]:
+    return [file for file in files if Path(file).suffix.lower() == suffix]

@@ -112,3 +112,41 @@ def test_links_that_lead_back_up_are_not_followed(tmp_path: Path) -> None:
     train = load_dataset(config(folder, eval_split="train"), train=True)
     assert (len(train), train.label_names) == (10, ("cat", "dog"))
     assert len(image_files(folder)) == 10
+
+
+@pytest.mark.parametrize(
+    ("stray", "content"),
+    [
+        ("notes.json", b'[{"file_name": "cat/test_0.png", "label": 1}]'),
+        ("labels.csv", b"image,label\ncat/test_0.png,1\n"),
+        ("cat/list.jsonl", b'{"a": 1}\n'),
+        ("metadata.csv", b"file_name,label\ncat/test_0.png,1\n"),
+        ("broken.zip", b"no archive"),
+        ("train/rows.parquet", b"no table"),
+        ("cat/photo.heic", b"?"),
+        ("cat/README", b"?"),
+    ],
+)
+def test_stray_files_do_not_change_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stray: str, content: bytes
+) -> None:
+    """Tables and archives beside class folders are named and left aside."""
+    folder = class_folders(tmp_path / "animals")
+    clean = load_dataset(config(folder), train=True)
+    assert not caplog.messages
+    (folder / stray).write_bytes(content)
+    train = load_dataset(config(folder), train=True)
+    assert train.fingerprint == clean.fingerprint
+    assert [message for message in caplog.messages if "left aside: 1 " in message and stray in message]
+
+
+def test_fingerprint_sees_every_image(tmp_path: Path) -> None:
+    """Of 64 images of one size in bytes any one that is replaced."""
+    folder = class_folders(tmp_path / "animals", count=32, names=("cat", "dog"))
+    before = load_dataset(config(folder, eval_split="train"), train=True).fingerprint
+    for index in (1, 17, 30):
+        kept = (folder / "cat" / f"test_{index}.png").read_bytes()
+        picture(200).save(folder / "cat" / f"test_{index}.png")
+        assert load_dataset(config(folder, eval_split="train"), train=True).fingerprint != before
+        (folder / "cat" / f"test_{index}.png").write_bytes(kept)
+    assert load_dataset(config(folder, eval_split="train"), train=True).fingerprint == before

@@ -295,3 +295,43 @@ def test_item() -> None:
     assert torch.equal(to_uint8(sample.image), data.images_uint8([5])[0])
     assert sample.label == int(data.labels[5])
     assert sample.key != data[0, 5].key
+
+
+def test_folder_of_parquet_files_is_read_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where one file is called like a split; a table of another kind is named and ignored."""
+    table(tmp_path / "train-0.parquet", {"image": cells(range(3)), "label": [0, 1, 0]})
+    table(tmp_path / "part-1.parquet", {"image": cells(range(3, 8)), "label": [0, 1, 0, 1, 1]})
+    (tmp_path / "stray.json").write_text('[{"a": 1}]')
+    train = load_dataset(config(tmp_path, eval_split="train"), train=True)
+    assert sorted(train.images_uint8(range(8))[:, 0, 0, 0].tolist()) == list(range(8))
+    assert any("stray.json" in message for message in caplog.messages)
+
+
+def test_files_of_no_split_beside_splits_are_refused(tmp_path: Path) -> None:
+    for name in ("train-0", "test-0", "part-1"):
+        table(tmp_path / f"{name}.parquet", {"image": cells(range(3)), "label": [0, 1, 0]})
+    with pytest.raises(ValueError, match=r"part-1\.parquet belong to none of the splits"):
+        load_dataset(config(tmp_path), train=True)
+
+
+def test_columns_of_usual_names_come_first(tmp_path: Path) -> None:
+    """A mask before the image and a superclass before the label are not taken."""
+    import datasets
+
+    names = datasets.ClassLabel(names=["a", "b"])
+    features = {"mask": datasets.Image(), "superclass": names}
+    features |= {"image": datasets.Image(), "label": names}
+    columns = {"mask": cells(range(90, 94)), "superclass": [0, 0, 0, 0]}
+    columns |= {"image": cells(range(4)), "label": [0, 1, 0, 1]}
+    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    (tmp_path / "named").mkdir()
+    rows.to_parquet(tmp_path / "named" / "train.parquet")
+    train = load_dataset(config(tmp_path / "named", eval_split="train"), train=True)
+    assert train.images_uint8(range(4))[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert train.labels.tolist() == [0, 1, 0, 1]
+    (tmp_path / "other").mkdir()
+    rows.rename_column("image", "photo").to_parquet(tmp_path / "other" / "train.parquet")
+    with pytest.raises(ValueError, match=r"image_key: .* has 2 image columns \(mask, photo\)"):
+        load_dataset(config(tmp_path / "other"), train=True)
