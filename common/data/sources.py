@@ -260,7 +260,8 @@ def find_column(
     Of several columns of the type the first of a usual name is read.
 
     Raises:
-        ValueError: several and none of a usual name, or there is none; names `what` is missing and the columns of `rows`.
+        ValueError: several and none of a usual name, or there is none; names `what` is missing and
+            the columns of `rows`.
     """
     columns = list(rows.features)
     typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]

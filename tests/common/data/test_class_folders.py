@@ -137,7 +137,9 @@ def test_stray_files_do_not_change_the_data(
     (folder / stray).write_bytes(content)
     train = load_dataset(config(folder), train=True)
     assert train.fingerprint == clean.fingerprint
-    assert [message for message in caplog.messages if "left aside: 1 " in message and stray in message]
+    assert [
+        message for message in caplog.messages if "left aside: 1 " in message and stray in message
+    ]
 
 
 def test_fingerprint_sees_every_image(tmp_path: Path) -> None:
