@@ -265,7 +265,9 @@ def find_column(
     """
     columns = list(rows.features)
     typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
-    exact = [name for name in usual if name in (typed or columns)]
+    # Plain integers called "label" are labels; what is called "image" may be its file's name.
+    eligible = columns if what == "label" else typed or columns
+    exact = [name for name in usual if name in eligible]
     candidates = [key] if key is not None else exact[:1] or typed
     if len(candidates) > 1:
         raise ValueError(

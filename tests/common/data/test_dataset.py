@@ -335,3 +335,15 @@ def test_columns_of_usual_names_come_first(tmp_path: Path) -> None:
     rows.rename_column("image", "photo").to_parquet(tmp_path / "other" / "train.parquet")
     with pytest.raises(ValueError, match=r"image_key: .* has 2 image columns \(mask, photo\)"):
         load_dataset(config(tmp_path / "other"), train=True)
+
+
+def test_plain_label_column_comes_before_another_class_column(tmp_path: Path) -> None:
+    import datasets
+
+    features = {"superclass": datasets.ClassLabel(names=["a", "b"]), "image": datasets.Image()}
+    columns = {"superclass": [0, 0, 0, 0], "image": cells(range(4)), "label": [0, 1, 2, 1]}
+    features |= {"label": datasets.Value("int64")}
+    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    rows.to_parquet(tmp_path / "train.parquet")
+    train = load_dataset(config(tmp_path, eval_split="train"), train=True)
+    assert train.labels.tolist() == [0, 1, 2, 1]
