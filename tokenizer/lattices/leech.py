@@ -1,7 +1,7 @@
 """The 196,560 minimal vectors of the Leech lattice as a spherical code: order, search, neighbours.
 
 Integer coordinates of squared norm 32; unit vectors are these over sqrt(32). The order is that of
-`leech_order` (version `ORDER_VERSION`), the search that of `leech_search`.
+`order` (version `ORDER_VERSION`), the search that of `search`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ first three tetrad coordinates, first one highest; labels as in `golay`):
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,42 @@ ORDER_VERSION = 1
 
 START_2B, START_2C, START_3, START_4 = 384, 11_136, 97_152, 195_456
 TYPE_RANGES = {2: (0, START_3), 3: (START_3, START_4), 4: (START_4, NUM_CODES)}
+
+
+# Indices of version 1: plain arithmetic for integers, tensors and compiled code alike.
+
+
+def index_2a(p: Any, s7: Any) -> Any:
+    return p * 128 + s7
+
+
+def code_2b(p: Any, a: Any, pi: Any) -> Any:
+    return (p * 7 + a - 1) * 2 + pi
+
+
+def index_2b(code: Any, f1: Any, f2: Any) -> Any:
+    """`code` as `code_2b` has it."""
+    return START_2B + (code * 16 + f1) * 16 + f2
+
+
+def labelled_code(x: Any, p: Any, c: Any) -> Any:
+    """`code` of types 2c (x - 1 for x) and 3."""
+    return (x * 3 + p) * 8 + c
+
+
+def index_2c(code: Any, b: Any, f: Any, s1: Any, s2: Any) -> Any:
+    """`code` as `labelled_code` has it, f = 8 h + k3."""
+    return START_2C + (code * 8 + b) * 64 + f * 4 + s1 * 2 + s2
+
+
+def index_3(code: Any, b: Any, s: Any, i: Any) -> Any:
+    """`code` as `labelled_code` has it."""
+    return START_3 + ((code * 8 + b) * 8 + s) * 8 + i
+
+
+def index_4(i: Any, j: Any, minus_i: Any, minus_j: Any) -> Any:
+    """Coordinates i < j."""
+    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + 2 * minus_i + minus_j
 
 
 @lru_cache(maxsize=1)
@@ -219,17 +256,17 @@ def _rank_2(vectors: Tensor) -> Tensor:
     (w0, w1, w2), (m0, m1, m2) = words.gather(1, role).unbind(1), minus.gather(1, role).unbind(1)
     first = tables["weight"][w0]
 
-    full = p * 128 + _minus_bits(m0, w0, 7)
+    full = index_2a(p, _minus_bits(m0, w0, 7))
     a, pi = tables["label_a"][w1], tables["weight"][m1] & 1
     f1 = (w1 & 1) << 3 | _minus_bits(m1, w1, 3)
     f2 = (w2 & 1) << 3 | _minus_bits(m2, w2, 3)
-    empty = START_2B + (((p * 7 + a - 1) * 2 + pi) * 16 + f1) * 16 + f2
+    empty = index_2b(code_2b(p, a, pi), f1, f2)
     x, class_of = tables["label_x"][w0], tables["class_of"]
     c = class_of[x, tables["label_a"][w0]] << 1 | tables["weight"][m0] & 1
     b = class_of[x, a] << 1 | pi
-    low = (w0 & 1) << 5 | _minus_bits(m0, w0, 3) << 2
-    low = low | _minus_bits(m1, w1, 1) << 1 | _minus_bits(m2, w2, 1)
-    mixed = START_2C + ((((x - 1) * 3 + p) * 8 + c) * 8 + b) * 64 + low
+    f = (w0 & 1) << 3 | _minus_bits(m0, w0, 3)
+    s1, s2 = _minus_bits(m1, w1, 1), _minus_bits(m2, w2, 1)
+    mixed = index_2c(labelled_code(x - 1, p, c), b, f, s1, s2)
     return torch.where(first == 8, full, torch.where(first == 0, empty, mixed))
 
 
@@ -243,14 +280,13 @@ def _rank_3(vectors: Tensor) -> Tensor:
     words = words.gather(1, (p[:, None] + torch.arange(3)) % 3)
     x, (c, b, _) = tables["label_x"][words[:, 0]], tables["label_a"][words].unbind(1)
     s = ((words & 1) << torch.tensor([2, 1, 0])).sum(1)
-    return START_3 + ((((x * 3 + p) * 8 + c) * 8 + b) * 8 + s) * 8 + place % 8
+    return index_3(labelled_code(x, p, c), b, s, place % 8)
 
 
 def _rank_4(vectors: Tensor) -> Tensor:
     i, j = (vectors != 0).to(torch.uint8).topk(2, dim=1).indices.sort(dim=1).values.unbind(1)
     row = torch.arange(len(vectors))
-    minus = 2 * (vectors[row, i] < 0).long() + (vectors[row, j] < 0).long()
-    return START_4 + 4 * (i * (47 - i) // 2 + j - i - 1) + minus
+    return index_4(i, j, (vectors[row, i] < 0).long(), (vectors[row, j] < 0).long())
 
 
 def rank(vectors: Tensor) -> Tensor:

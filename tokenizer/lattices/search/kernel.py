@@ -1,7 +1,7 @@
 """Compiled nearest-code search of the Leech lattice for CPUs, by numba (extra `fast`).
 
 Indices are those of the eager search, ties included: both add, compare and break ties in one order.
-`leech_search` imports this file on first use. Compiling takes seconds once a machine; numba keeps
+`search` imports this file on first use. Compiling takes seconds once a machine; numba keeps
 the result beside this file, or in the user's cache folder.
 """
 
@@ -78,7 +78,7 @@ _search = _build(_sources())
 
 
 def search_compiled(type2: Tensor, type3: Tensor, groups: tuple[int, int]) -> Tensor:
-    """`leech_search.search` for float32 vectors `(N, 24)` on a CPU.
+    """`nearest.search` for float32 vectors `(N, 24)` on a CPU.
 
     Pieces are shared out among `torch.get_num_threads()` threads that end with the call: forked
     processes and concurrent callers are safe, unlike under numba's own parallel loops.

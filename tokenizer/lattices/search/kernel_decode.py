@@ -1,14 +1,14 @@
-"""From the winning group of Leech codes to the code, compiled: `leech_traceback`, vector by vector.
+"""From the winning group of Leech codes to the code, compiled: `traceback`, vector by vector.
 
-Sums, comparisons and ties are those of `leech_traceback`; a vector's coordinates and scores are one
-lane of the workspace of `leech_lanes`. Needs numba (extra `fast`).
+Sums, comparisons and ties are those of `traceback`; a vector's coordinates and scores are one
+lane of the workspace of `simd`. Needs numba (extra `fast`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from lambda24.tokenizer.lattices.order import START_2B, START_2C, START_3, START_4
+from lambda24.tokenizer.lattices import order
 from lambda24.tokenizer.lattices.search.kernel_scores import (
     DOUBLED,
     EMPTY,
@@ -27,6 +27,12 @@ from lambda24.tokenizer.lattices.search.kernel_scores import (
 )
 from lambda24.tokenizer.lattices.search.simd import LANES
 
+_index_2a = compiled()(order.index_2a)
+_index_2b = compiled()(order.index_2b)
+_index_2c = compiled()(order.index_2c)
+_index_3 = compiled()(order.index_3)
+_index_4 = compiled()(order.index_4)
+
 
 @compiled()
 def _at(rows: np.ndarray, lane: int, row: int) -> float:
@@ -35,7 +41,7 @@ def _at(rows: np.ndarray, lane: int, row: int) -> float:
 
 @compiled()
 def _best_half(rows: np.ndarray, lane: int, t: int, brick: int, odd: int) -> int:
-    """`8 h + k3` of the better of a tetrad and its complement, see `leech_traceback`."""
+    """`8 h + k3` of the better of a tetrad and its complement, see `traceback`."""
     best, bits, z = np.float32(-1), 16, DOUBLED + 8 * brick
     for h in range(2):
         a = _at(rows, lane, z + TETRAD_PLACES[t, h, 0])
@@ -74,7 +80,7 @@ def _decode_2a(rows: np.ndarray, lane: int) -> int:
             if abs(z) == least:
                 weight = 128 >> k >> 1
                 change = min(change, -weight if z < 0 else weight)
-    return p * 128 + bits + change
+    return _index_2a(p, bits + change)
 
 
 @compiled()
@@ -89,7 +95,7 @@ def _decode_2b(rows: np.ndarray, lane: int) -> int:
     p, t, odd = code // 14, code // 2 % 7, code & 1
     f1 = _best_half(rows, lane, t, (p + 1) % 3, odd)
     f2 = _best_half(rows, lane, t, (p + 2) % 3, odd)
-    return START_2B + (code * 16 + f1) * 16 + f2
+    return _index_2b(code, f1, f2)
 
 
 @compiled()
@@ -119,7 +125,7 @@ def _decode_2c(rows: np.ndarray, lane: int, code: int) -> int:
     f = _best_half(rows, lane, 7 + 4 * x + (c >> 1), p, c & 1)
     s1 = _pair_is_minus(rows, lane, x, (p + 1) % 3, b)
     s2 = _pair_is_minus(rows, lane, x, (p + 2) % 3, b ^ c)
-    return START_2C + (code * 8 + b) * 64 + f * 4 + s1 * 2 + s2
+    return _index_2c(code, b, f, s1, s2)
 
 
 @compiled()
@@ -158,7 +164,7 @@ def _decode_3(rows: np.ndarray, lane: int, code: int) -> int:
     s1 = _word_score(rows, lane, (p + 1) % 3, WORDS[x, b]) < 0
     s2 = _word_score(rows, lane, (p + 2) % 3, WORDS[x, b ^ c]) < 0
     signs = flip * 4 + s1 * 2 + s2
-    return START_3 + ((code * 8 + b) * 8 + signs) * 8 + (last if flip else first)
+    return _index_3(code, b, signs, last if flip else first)
 
 
 @compiled()
@@ -174,7 +180,7 @@ def _decode_4(rows: np.ndarray, lane: int) -> int:
             second = k
     i, j = min(first, second), max(first, second)
     minus_i, minus_j = _at(rows, lane, DOUBLED + i) < 0, _at(rows, lane, DOUBLED + j) < 0
-    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + 2 * minus_i + minus_j
+    return _index_4(i, j, minus_i, minus_j)
 
 
 @compiled()

@@ -2,7 +2,7 @@
 
 The largest inner product over all codes is a (max, +) convolution over F2^3 of per-brick scores:
 about 10,000 additions and maxima a vector instead of 196,560 dot products. `leech_tile` finds each
-vector's group of codes and its labels; `leech_traceback` then rebuilds the signs from the vector.
+vector's group of codes and its labels; `traceback` then rebuilds the signs from the vector.
 `leech_kernel` does the same, compiled, where numba is installed.
 Only additions, maxima and copies of rows are used: neither autocast nor TF32 can change a result.
 """

@@ -1,7 +1,7 @@
 """From the winning group of codes to the code: the second half of the nearest-code search.
 
 Each function rebuilds, for N vectors of one family, the signs of the best code with given labels
-and returns its canonical index (the formulas of `leech_order`). Ties go to the lowest index: among
+and returns its canonical index (the formulas of `order`). Ties go to the lowest index: among
 equals the smallest digits win. Vectors are columns, `(24, N)`. Sums are written out pair by pair,
 as in the scores: a reduction's order, and with it the last bit, may depend on the batch.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lambda24.tokenizer.lattices import golay
-from lambda24.tokenizer.lattices.order import START_2B, START_2C, START_3, START_4
+from lambda24.tokenizer.lattices.order import index_2a, index_2b, index_2c, index_3, index_4
 
 BOUNDS = (1, 2, 9, 17)  # first groups of types 2b, 2c, 3 and 4
 FIRST_3 = 168  # labelled codes `(x', p, c)` before those of type 3
@@ -99,14 +99,14 @@ def _sign_bits(values: Tensor) -> Tensor:
 
 def _type_2a(vectors: Tensor, p: Tensor, b: Tensor) -> Tensor:
     brick = vectors.view(3, 8, -1).gather(0, p.expand(1, 8, -1))[0]
-    return p * 128 + _sign_bits(brick)
+    return index_2a(p, _sign_bits(brick))
 
 
 def _type_2b(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     places = _tables(vectors.device).places_2b[..., code]
     halves = vectors.gather(0, places.flatten(0, 2)).view(places.shape)
     f1, f2 = _best_half(halves, (code & 1).bool())
-    return (code << 8) + (f1 << 4) + f2 + START_2B
+    return index_2b(code, f1, f2)
 
 
 def _type_2c(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def _type_2c(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     f = _best_half(values[:8].view(4, 2, -1), odd[0])
     first, second = values[8:10], values[10:]
     s1, s2 = torch.where(odd[1:], first - second, first + second) < 0
-    return (code << 6) + (f << 2) + (s1 * 2) + s2 + START_2C
+    return index_2c(code >> 3, b, f, s1, s2)
 
 
 def _type_3(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _type_3(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     flip = 4 * brick.amax(0) - own > own - 4 * brick.amin(0)
     i = torch.where(flip, brick, -brick).max(0).indices
     sides = (tables.sides_3.index_select(1, p) * (total < 0)).sum(0)
-    return (code << 6) + (flip * 32) + (sides << 3) + i + START_3
+    return index_3(code >> 3, b, flip * 4 + sides, i)
 
 
 def _type_4(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def _type_4(vectors: Tensor, code: Tensor, b: Tensor) -> Tensor:
     second = size.scatter_(0, first, -1.0).max(0, keepdim=True).indices
     places = torch.cat([torch.minimum(first, second), torch.maximum(first, second)])
     (i, j), (minus_i, minus_j) = places, vectors.gather(0, places) < 0
-    return START_4 + 4 * ((i * (47 - i) >> 1) + j - i - 1) + 2 * minus_i + minus_j
+    return index_4(i, j, minus_i, minus_j)
 
 
 Family = Callable[[Tensor, Tensor, Tensor], Tensor]

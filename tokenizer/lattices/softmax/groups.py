@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from lambda24.common.draws import inverse_cdf
-from lambda24.tokenizer.lattices.softmax.scores import (
-    START_2B,
-    START_2C,
-    START_3,
+from lambda24.tokenizer.lattices.order import (
     START_4,
+    index_2a,
+    index_2b,
+    index_2c,
+    index_3,
+    labelled_code,
+)
+from lambda24.tokenizer.lattices.softmax.scores import (
     brick_scores,
     bricks_in_turn,
     four_scores,
@@ -73,7 +77,7 @@ class CodeGroups:
         starts = (0, *ENDS)
         local = [(group - a).clamp(0, b - a - 1) for a, b in zip(starts, ENDS, strict=False)]
         token = torch.arange(len(group), device=group.device)
-        full = local[0] * 128 + inverse_cdf(self.full[local[0], :, token], uniforms[:, 1])
+        full = index_2a(local[0], inverse_cdf(self.full[local[0], :, token], uniforms[:, 1]))
         index = torch.where(group < ENDS[0], full, self._draw_tetrads(token, local[1], uniforms))
         index = torch.where(group < ENDS[1], index, self._draw_merged(token, local[2], uniforms))
         four = START_4 + inverse_cdf(self.fours.T, uniforms[:, 1])
@@ -83,7 +87,7 @@ class CodeGroups:
         p, label = local // 14, local % 14
         member1 = inverse_cdf(self.tetrads[(p + 1) % 3, label, :, token], uniforms[:, 2])
         member2 = inverse_cdf(self.tetrads[(p + 2) % 3, label, :, token], uniforms[:, 3])
-        return START_2B + (local * 16 + member1) * 16 + member2
+        return index_2b(local, member1, member2)
 
     def _draw_merged(self, token: Tensor, local: Tensor, uniforms: Tensor) -> Tensor:
         p, x, c = local // 120, local // 8 % 15, local % 8
@@ -91,10 +95,9 @@ class CodeGroups:
         sign1 = inverse_cdf(self.small[(p + 1) % 3, x, b, :, token], uniforms[:, 2])
         sign2 = inverse_cdf(self.small[(p + 2) % 3, x, b ^ c, :, token], uniforms[:, 3])
         member = inverse_cdf(self.large[p, x, c, :, token], uniforms[:, 4])
-        signs = 2 * sign1 + sign2
-        type2 = START_2C + (((x * 3 + p) * 8 + c) * 8 + b) * 64 + member * 4 + signs
-        sign, place = member // 8, member % 8
-        type3 = START_3 + ((((x - 7) * 3 + p) * 8 + c) * 8 + b) * 64 + sign * 32 + signs * 8 + place
+        type2 = index_2c(labelled_code(x, p, c), b, member, sign1, sign2)
+        signs = member // 8 * 4 + sign1 * 2 + sign2
+        type3 = index_3(labelled_code(x - 7, p, c), b, signs, member % 8)
         return torch.where(x < 7, type2, type3)
 
 

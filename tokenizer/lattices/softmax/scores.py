@@ -1,7 +1,7 @@
 """Scores of all that a brick of eight coordinates can hold, and of all codes as sums of three.
 
 The score of a code is the sum of 24 per-coordinate scores. The 2,641 brick vectors are grouped in
-classes whose members are listed in the order of the canonical index (see `leech_order`), so that
+classes whose members are listed in the order of the canonical index (see `order`), so that
 the scores of all codes are broadcast sums written in order, and a code is drawn class by class.
 """
 
