@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lambda24.common.config import Size, config_class, from_dict, to_dict
+from lambda24.common.images import as_rgb, from_pil, from_uint8, to_pil
 from lambda24.common.pretrained import PretrainedModel
 from lambda24.tokenizer.autoencoders.build import AutoencoderConfig, build_autoencoder
 from lambda24.tokenizer.autoencoders.cnn import CNNConfig
@@ -122,10 +124,27 @@ class ImageTokenizer(PretrainedModel):
             replace: see `MultiScaleQuantizer.encode`.
 
         Raises:
-            ValueError: images of another size.
+            ValueError: images of another type, rank or size.
         """
         self._check(images)
         return self.pyramid.encode(self.encoder(images), replace)
+
+    def encode_pil(self, images: Image.Image | Sequence[Image.Image]) -> TokenPyramid:
+        """Tokens of one PIL image or several, of any mode; nothing is resized.
+
+        Raises:
+            ValueError: no images, or an image of another size.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        size = self.config.image_size
+        pixels = [as_rgb(image) for image in images]
+        wrong = [image.size for image in pixels if image.size != (size, size)]
+        if not pixels or wrong:
+            raise ValueError(
+                f"images must be {size} x {size} pixels (width x height), got "
+                + (f"{wrong[0][0]} x {wrong[0][1]}: resize or crop them first" if wrong else "none")
+            )
+        return self.encode(from_uint8(from_pil(pixels)).to(self.device))
 
     @torch.no_grad()
     def normalized_latent(self, images: Tensor) -> Tensor:
@@ -147,6 +166,10 @@ class ImageTokenizer(PretrainedModel):
         self._check_tokens(tokens)
         *_, last = self.pyramid.states(tokens)
         return self.decode_latent(last.latent)
+
+    def decode_pil(self, tokens: TokenPyramid) -> list[Image.Image]:
+        """RGB images of all scales' tokens; raises as `decode` does."""
+        return to_pil(self.decode(tokens))
 
     @torch.no_grad()
     def decode_prefixes(self, tokens: TokenPyramid) -> list[Tensor]:
@@ -206,8 +229,13 @@ class ImageTokenizer(PretrainedModel):
 
     def _check(self, images: Tensor) -> None:
         size = self.config.image_size
+        wanted = f"images must be (B, 3, {size}, {size}) floats in [-1, 1]"
+        if not isinstance(images, Tensor):
+            raise ValueError(f"{wanted}, got {type(images).__name__}: encode_pil takes PIL images")
+        if not images.is_floating_point():
+            raise ValueError(f"{wanted}, got {images.dtype}: pixels / 127.5 - 1 are wanted")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-            raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
+            raise ValueError(f"{wanted}, got {tuple(images.shape)}")
 
     def _check_tokens(self, tokens: TokenPyramid) -> None:
         if tokens.spec != self.spec:

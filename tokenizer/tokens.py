@@ -95,7 +95,7 @@ class TokenSpec:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenPyramid:
     """All scales' indices of a batch: `indices` int64 `(B, L, G)`, coarse to fine, rows row-major.
 
@@ -118,6 +118,13 @@ class TokenPyramid:
 
     def __len__(self) -> int:
         return self.indices.shape[0]
+
+    def __repr__(self) -> str:
+        scales, sizes = self.spec.scales, self.spec.codebook_sizes
+        return (
+            f"TokenPyramid({len(self)} images, {self.spec.length} tokens on scales {scales}, "
+            f"codebooks {sizes}, {self.indices.device})"
+        )
 
     def scale(self, scale: int) -> Tensor:
         """Indices of one scale, `(B, n_k, G)`."""

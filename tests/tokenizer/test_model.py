@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from lambda24.common.config import from_dict
+from lambda24.common.images import from_uint8, to_uint8
 from lambda24.tokenizer import ImageTokenizer, TokenizerConfig, TokenPyramid
 
 CONFIG = {
@@ -109,7 +111,7 @@ def test_a_truncated_weight_file_is_named(image_tokenizer, tmp_path):
 
 
 def test_refuses_other_images_tokens_and_sizes(image_tokenizer, images):
-    with pytest.raises(ValueError, match=r"\(B, 3, 16, 16\), got \(3, 3, 12, 16\)"):
+    with pytest.raises(ValueError, match=r"\(B, 3, 16, 16\) .*, got \(3, 3, 12, 16\)"):
         image_tokenizer.encode(images[:, :, :12])
     other = from_dict(TokenizerConfig, {**CONFIG, "image_size": 12, "pyramid": {"scales": [1, 3]}})
     tokens = ImageTokenizer(other).eval().encode(images[:, :, :12, :12])
@@ -118,3 +120,36 @@ def test_refuses_other_images_tokens_and_sizes(image_tokenizer, images):
     assert isinstance(tokens, TokenPyramid)
     with pytest.raises(ValueError, match="last scale 4 x stride 4 = 16, got 20"):
         from_dict(TokenizerConfig, {**CONFIG, "image_size": 20})
+
+
+def test_pil_images_are_the_tensors_they_show(image_tokenizer, images):
+    pixels = to_uint8(images)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    tokens = image_tokenizer.encode_pil(pictures)
+    assert torch.equal(tokens.indices, image_tokenizer.encode(from_uint8(pixels)).indices)
+    one = image_tokenizer.encode_pil(pictures[1])
+    assert torch.equal(one.indices, tokens.indices[1:2])
+    decoded = image_tokenizer.decode_pil(tokens)
+    expected = to_uint8(image_tokenizer.decode(tokens))
+    assert len(decoded) == 3
+    assert decoded[2].tobytes() == expected[2].permute(1, 2, 0).contiguous().numpy().tobytes()
+    with pytest.raises(ValueError, match=r"16 x 16 pixels .*, got 12 x 16"):
+        image_tokenizer.encode_pil([pictures[0], Image.new("RGB", (12, 16))])
+    with pytest.raises(ValueError, match=r"16 x 16 pixels .*, got none"):
+        image_tokenizer.encode_pil([])
+
+
+def test_refuses_what_is_no_batch_of_floats(image_tokenizer, images):
+    wanted = r"images must be \(B, 3, 16, 16\) floats in \[-1, 1\], got "
+    with pytest.raises(ValueError, match=wanted + r"torch.uint8: pixels / 127.5 - 1"):
+        image_tokenizer.encode(to_uint8(images))
+    with pytest.raises(ValueError, match=wanted + "Image: encode_pil"):
+        image_tokenizer.encode(Image.new("RGB", (16, 16)))
+    with pytest.raises(ValueError, match=wanted + r"\(3, 16, 16\)"):
+        image_tokenizer.encode(images[0])
+
+
+def test_the_repr_of_tokens_is_a_line_without_indices(image_tokenizer, images):
+    assert repr(image_tokenizer.encode(images)) == (
+        "TokenPyramid(3 images, 21 tokens on scales (1, 2, 4), codebooks (196560,), cpu)"
+    )
